@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m mvps``: the same as ``mvps``."""
+
+import sys
+
+from mvps.cli.main import main
+
+sys.exit(main())
