@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The part of libbpf 1.x that we use, through ctypes.
+
+Own layer rather than a binding: no compiler on the host, 20 MiB instead of bcc's 131, every call unprivileged-safe
+with CAP_BPF, CAP_PERFMON (and CAP_NET_ADMIN for XDP). Prototypes are complete, because a missing restype truncates
+64-bit pointers. libbpf 1.x reports failure as NULL or a negative number with errno set.
+"""
+
+from __future__ import annotations
+
+import ctypes as ct
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mvps.probes.btf import Btf
+
+_LOG_BYTES = 64 * 1024
+
+
+class BpfError(OSError):
+    """A libbpf or bpf(2) call failed; ``log`` holds the verifier's last words where there are any."""
+
+    def __init__(self, number: int, what: str, log: str = "") -> None:
+        advice = _ADVICE.get(number, "")
+        super().__init__(number, f"{what}: {os.strerror(number)}" + (f" ({advice})" if advice else ""))
+        self.log = log
+
+
+_ADVICE = {
+    errno.EPERM: "needs CAP_BPF and CAP_PERFMON, or root; see `mvps doctor`",
+    errno.ESRCH: "the running kernel has no such hook or type",
+    errno.ENOENT: "the running kernel lacks a symbol this program needs",
+    errno.EINVAL: "the verifier or the kernel refused it",
+    errno.ENOMEM: "out of memory, or over the memlock limit on a kernel before 5.11",
+}
+
+
+def _load() -> ct.CDLL:
+    try:
+        lib = ct.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise BpfError(errno.ENOENT, f"libbpf.so.1 not found ({error}); apt-get install libbpf1") from None
+    pointer, text, number = ct.c_void_p, ct.c_char_p, ct.c_int
+    prototypes: dict[str, tuple[Any, list[Any]]] = {
+        "libbpf_set_print": (pointer, [pointer]),
+        "libbpf_version_string": (text, []),
+        "libbpf_num_possible_cpus": (number, []),
+        "bpf_object__open_file": (pointer, [text, pointer]),
+        "bpf_object__load": (number, [pointer]),
+        "bpf_object__close": (None, [pointer]),
+        "bpf_object__btf": (pointer, [pointer]),
+        "btf__raw_data": (pointer, [pointer, ct.POINTER(ct.c_uint32)]),
+        "bpf_object__find_map_by_name": (pointer, [pointer, text]),
+        "bpf_object__next_map": (pointer, [pointer, pointer]),
+        "bpf_object__next_program": (pointer, [pointer, pointer]),
+        "bpf_map__name": (text, [pointer]),
+        "bpf_map__fd": (number, [pointer]),
+        "bpf_map__value_size": (ct.c_uint32, [pointer]),
+        "bpf_map__max_entries": (ct.c_uint32, [pointer]),
+        "bpf_map__set_max_entries": (number, [pointer, ct.c_uint32]),
+        "bpf_map__initial_value": (pointer, [pointer, ct.POINTER(ct.c_size_t)]),
+        "bpf_program__name": (text, [pointer]),
+        "bpf_program__fd": (number, [pointer]),
+        "bpf_program__set_autoload": (number, [pointer, ct.c_bool]),
+        "bpf_program__set_log_buf": (number, [pointer, pointer, ct.c_size_t]),
+        "bpf_program__attach": (pointer, [pointer]),
+        "bpf_link__destroy": (number, [pointer]),
+        "bpf_obj_get_info_by_fd": (number, [number, pointer, ct.POINTER(ct.c_uint32)]),
+        "bpf_enable_stats": (number, [number]),
+        "bpf_prog_get_next_id": (number, [ct.c_uint32, ct.POINTER(ct.c_uint32)]),
+        "bpf_prog_get_fd_by_id": (number, [ct.c_uint32]),
+        "bpf_prog_test_run_opts": (number, [number, pointer]),
+    }
+    for name, (result, arguments) in prototypes.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    lib.libbpf_set_print(None)  # its messages go to stderr otherwise; we report errno and the verifier log
+    return lib
+
+
+_library: ct.CDLL | None = None
+
+
+def library() -> ct.CDLL:
+    """The loaded library; raises BpfError when libbpf 1.x is not installed."""
+    global _library
+    if _library is None:
+        _library = _load()
+    return _library
+
+
+def version() -> str:
+    """Version of the libbpf in use, such as ``v1.1``."""
+    text: bytes = library().libbpf_version_string()
+    return text.decode()
+
+
+def possible_cpus() -> int:
+    """Number of possible CPUs, the length of every cell array."""
+    count: int = library().libbpf_num_possible_cpus()
+    if count < 1:
+        raise BpfError(-count, "counting possible CPUs")
+    return count
+
+
+class ProgInfo(ct.Structure):
+    """``struct bpf_prog_info`` up to ``verified_insns`` (kernel 5.16); a test compares it with the kernel's BTF."""
+
+    _fields_ = [
+        ("type", ct.c_uint32),
+        ("id", ct.c_uint32),
+        ("tag", ct.c_uint8 * 8),
+        ("jited_prog_len", ct.c_uint32),
+        ("xlated_prog_len", ct.c_uint32),
+        ("jited_prog_insns", ct.c_uint64),
+        ("xlated_prog_insns", ct.c_uint64),
+        ("load_time", ct.c_uint64),
+        ("created_by_uid", ct.c_uint32),
+        ("nr_map_ids", ct.c_uint32),
+        ("map_ids", ct.c_uint64),
+        ("name", ct.c_char * 16),
+        ("ifindex", ct.c_uint32),
+        ("flags", ct.c_uint32),
+        ("netns_dev", ct.c_uint64),
+        ("netns_ino", ct.c_uint64),
+        ("nr_jited_ksyms", ct.c_uint32),
+        ("nr_jited_func_lens", ct.c_uint32),
+        ("jited_ksyms", ct.c_uint64),
+        ("jited_func_lens", ct.c_uint64),
+        ("btf_id", ct.c_uint32),
+        ("func_info_rec_size", ct.c_uint32),
+        ("func_info", ct.c_uint64),
+        ("nr_func_info", ct.c_uint32),
+        ("nr_line_info", ct.c_uint32),
+        ("line_info", ct.c_uint64),
+        ("jited_line_info", ct.c_uint64),
+        ("nr_jited_line_info", ct.c_uint32),
+        ("line_info_rec_size", ct.c_uint32),
+        ("jited_line_info_rec_size", ct.c_uint32),
+        ("nr_prog_tags", ct.c_uint32),
+        ("prog_tags", ct.c_uint64),
+        ("run_time_ns", ct.c_uint64),
+        ("run_cnt", ct.c_uint64),
+        ("recursion_misses", ct.c_uint64),
+        ("verified_insns", ct.c_uint32),
+    ]
+
+
+def program_info(fd: int) -> ProgInfo:
+    """Kernel's record of a loaded program (own file descriptor: no privilege beyond CAP_BPF needed)."""
+    info, size = ProgInfo(), ct.c_uint32(ct.sizeof(ProgInfo))
+    if library().bpf_obj_get_info_by_fd(fd, ct.byref(info), ct.byref(size)):
+        raise BpfError(ct.get_errno(), "reading program information")
+    return info
+
+
+def enable_stats() -> int:
+    """Switch run-time statistics of all programs on; they go off when the returned descriptor is closed (root only)."""
+    fd: int = library().bpf_enable_stats(0)  # BPF_STATS_RUN_TIME
+    if fd < 0:
+        raise BpfError(-fd, "switching BPF run-time statistics on")
+    return fd
+
+
+class _TestRunOptions(ct.Structure):
+    """``struct bpf_test_run_opts`` of libbpf 1.x."""
+
+    _fields_ = [
+        ("sz", ct.c_size_t),
+        ("data_in", ct.c_void_p),
+        ("data_out", ct.c_void_p),
+        ("data_size_in", ct.c_uint32),
+        ("data_size_out", ct.c_uint32),
+        ("ctx_in", ct.c_void_p),
+        ("ctx_out", ct.c_void_p),
+        ("ctx_size_in", ct.c_uint32),
+        ("ctx_size_out", ct.c_uint32),
+        ("retval", ct.c_uint32),
+        ("repeat", ct.c_int),
+        ("duration", ct.c_uint32),
+        ("flags", ct.c_uint32),
+        ("cpu", ct.c_uint32),
+        ("batch_size", ct.c_uint32),
+    ]
+
+
+def test_run(fd: int) -> int:
+    """Run a raw tracepoint program once (BPF_PROG_TEST_RUN) and return its result."""
+    options = _TestRunOptions(sz=ct.sizeof(_TestRunOptions))
+    result = library().bpf_prog_test_run_opts(fd, ct.byref(options))
+    if result:
+        raise BpfError(-result, "running a program once")
+    return int(options.retval)
+
+
+class BpfObject:
+    """One ``.bpf.o``: opened, then loaded, then attached; everything goes when it is closed or the process ends.
+
+    Links are plain descriptors (nothing is pinned), so that not even SIGKILL leaves a program behind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lib = library()
+        self.name = path.name.removesuffix(".bpf.o")
+        self._object: int | None = self._lib.bpf_object__open_file(os.fsencode(path), None)
+        if not self._object:
+            raise BpfError(ct.get_errno(), f"opening {path.name}")
+        size = ct.c_uint32()
+        raw = self._lib.btf__raw_data(self._lib.bpf_object__btf(self._object), ct.byref(size))
+        if not raw:
+            raise BpfError(errno.EINVAL, f"{path.name} carries no BTF")
+        self.btf = Btf(ct.string_at(raw, size.value))
+        self._links: list[int] = []
+        self._mappings: list[mmap.mmap] = []
+        self._log_buffers: list[Any] = []
+
+    def __enter__(self) -> BpfObject:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _walk(self, step: str) -> Iterator[int]:
+        found = getattr(self._lib, step)(self._object, None)
+        while found:
+            yield found
+            found = getattr(self._lib, step)(self._object, found)
+
+    def programs(self) -> dict[str, int]:
+        """Program name -> handle, in the order of the source."""
+        return {self._lib.bpf_program__name(p).decode(): p for p in self._walk("bpf_object__next_program")}
+
+    def _map(self, name: str) -> int:
+        found: int | None = self._lib.bpf_object__find_map_by_name(self._object, name.encode())
+        if not found:
+            raise BpfError(errno.ENOENT, f"{self.name}: no map {name}")
+        return found
+
+    def set_entries(self, map_name: str, entries: int) -> None:
+        """Set a map's size; before load only."""
+        result = self._lib.bpf_map__set_max_entries(self._map(map_name), entries)
+        if result:
+            raise BpfError(-result, f"{self.name}: resizing {map_name}")
+
+    def set_constants(self, values: dict[str, int]) -> None:
+        """Set ``const volatile`` globals; before load only. An unknown name is a BpfError."""
+        if not values:
+            return
+        for candidate in self._walk("bpf_object__next_map"):
+            if self._lib.bpf_map__name(candidate).endswith(b".rodata"):
+                break
+        else:
+            raise BpfError(errno.ENOENT, f"{self.name}: no constants")
+        size = ct.c_size_t()
+        start = self._lib.bpf_map__initial_value(candidate, ct.byref(size))
+        for name, value in values.items():
+            offset, width = self.btf.variable(".rodata", name)
+            ct.memmove(start + offset, value.to_bytes(width, "little"), width)
+
+    def skip_program(self, name: str) -> None:
+        """Leave a program out; before load only."""
+        self._lib.bpf_program__set_autoload(self.programs()[name], False)
+
+    def load(self) -> None:
+        """Verify and load all programs; BpfError names the one refused and carries the verifier's log."""
+        logs = {}
+        for name, program in self.programs().items():
+            logs[name] = ct.create_string_buffer(_LOG_BYTES)
+            self._lib.bpf_program__set_log_buf(program, logs[name], _LOG_BYTES)
+        result = self._lib.bpf_object__load(self._object)
+        if result:
+            # A refused program's log ends without the "processed N insns" of an accepted one being its first line.
+            texts = {name: log.value.decode(errors="replace") for name, log in logs.items() if log.value}
+            refused, text = next(reversed(texts.items()), ("", ""))
+            raise BpfError(-result, f"loading {self.name}" + (f" (program {refused})" if refused else ""), text)
+        self._log_buffers = list(logs.values())  # libbpf keeps the pointers
+
+    def attach(self) -> None:
+        """Attach every loaded program at the hook its section names."""
+        for name, program in self.programs().items():
+            if self._lib.bpf_program__fd(program) < 0:
+                continue
+            link = self._lib.bpf_program__attach(program)
+            if not link:
+                raise BpfError(ct.get_errno(), f"attaching {self.name}/{name}")
+            self._links.append(link)
+
+    def program_fds(self) -> dict[str, int]:
+        """Loaded program name -> descriptor."""
+        fds = {name: self._lib.bpf_program__fd(program) for name, program in self.programs().items()}
+        return {name: fd for name, fd in fds.items() if fd >= 0}
+
+    def view(self, map_name: str, struct_name: str) -> NDArray[Any]:
+        """The live values of an mmap-able array map, shape (entries,), dtype ``struct struct_name``; no copy.
+
+        Valid until :meth:`close`; take ``.copy()`` for a consistent reading.
+        """
+        handle = self._map(map_name)
+        layout = self.btf.dtype(struct_name)
+        value_size = self._lib.bpf_map__value_size(handle)
+        if layout.itemsize != value_size:
+            raise BpfError(errno.EINVAL, f"{map_name}: value of {value_size} B, struct of {layout.itemsize} B")
+        entries = self._lib.bpf_map__max_entries(handle)
+        stride = (value_size + 7) // 8 * 8
+        length = -(-entries * stride // mmap.PAGESIZE) * mmap.PAGESIZE
+        mapping = mmap.mmap(self._lib.bpf_map__fd(handle), length)
+        self._mappings.append(mapping)
+        return np.frombuffer(mapping, dtype=layout, count=entries)
+
+    def close(self) -> None:
+        """Detach and unload; idempotent. Views must no longer be used."""
+        for link in self._links:
+            self._lib.bpf_link__destroy(link)
+        self._links.clear()
+        if self._object:
+            self._lib.bpf_object__close(self._object)
+            self._object = None
+        self._log_buffers.clear()
+        self._mappings.clear()  # unmapped when the last numpy view goes

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * V_blk: how long block requests take, from the request's birth to its completion.
+ *
+ * Why these hooks: block_rq_complete sees every request once its bytes are done, and the request itself carries its
+ * start time (start_time_ns), so one hook and no map replace the usual issue/complete pair with a hash between them.
+ * It runs in whatever context the interrupt hit: the owner is taken from the bio's blkcg, never from the current task.
+ * block_rq_issue and block_rq_requeue are only counted: issued = completed + requeued + in flight is our check.
+ */
+#include "common.h"
+
+#define LOWEST_BIT 10 /* 1 us: below any real device */
+
+struct blk_cell {
+    u64 hist[HIST_BINS];
+    u64 latency_ns;
+    u64 issued;
+    u64 completed;
+    u64 requeued;
+    u64 partial;
+    u64 errors;
+    u64 untimed;
+    u64 bytes;
+    u64 objects_full;
+    struct first_over first_over;
+    struct object_slot objects[OBJECT_SLOTS];
+} CELL_ALIGNED;
+
+CELLS(blk_cells, struct blk_cell);
+
+static __always_inline struct cgroup *owner(struct request *rq)
+{
+    struct bio *bio = rq->bio;
+    struct blkcg_gq *blkg;
+
+    if (!bio || !bpf_core_field_exists(bio->bi_blkg)) /* no CONFIG_BLK_CGROUP: the device is all we know */
+        return 0;
+    blkg = bio->bi_blkg;
+    if (!blkg)
+        return 0;
+    return blkg->blkcg->css.cgroup;
+}
+
+SEC("tp_btf/block_rq_complete")
+int BPF_PROG(blk_complete, struct request *rq, int error, unsigned int nr_bytes)
+{
+    struct blk_cell *cell = own_cell(&blk_cells);
+    struct cgroup *cgroup = owner(rq);
+    u64 start = rq->start_time_ns, ns;
+    u32 bin;
+
+    if (!cell || !in_scope(cgroup))
+        return 0;
+    if (nr_bytes < rq->__data_len) { /* the rest completes later and is the event then */
+        add(&cell->partial, 1);
+        return 0;
+    }
+    add(&cell->completed, 1);
+    add(&cell->bytes, nr_bytes);
+    if (error)
+        add(&cell->errors, 1);
+    if (!start) { /* the queue keeps no time stamps (iostats = 0) */
+        add(&cell->untimed, 1);
+        return 0;
+    }
+    ns = bpf_ktime_get_ns() - start;
+    if ((s64)ns < 0) /* start stamps are cached per plug and may be taken a little later than read */
+        ns = 0;
+    bin = hist_slot(ns, LOWEST_BIT);
+    add(&cell->hist[bin & (HIST_BINS - 1)], 1);
+    add(&cell->latency_ns, ns);
+    touch(cell->objects, &cell->objects_full, cgroup ? cgroup->kn->id : 0, 0);
+    mark_over(&cell->first_over, bin);
+    return 0;
+}
+
+SEC("tp_btf/block_rq_issue")
+int BPF_PROG(blk_issue, struct request *rq)
+{
+    struct blk_cell *cell = own_cell(&blk_cells);
+
+    if (!cell || (scope_cgroup && !in_scope(owner(rq))))
+        return 0;
+    add(&cell->issued, 1);
+    return 0;
+}
+
+SEC("tp_btf/block_rq_requeue")
+int BPF_PROG(blk_requeue, struct request *rq)
+{
+    struct blk_cell *cell = own_cell(&blk_cells);
+
+    if (!cell || (scope_cgroup && !in_scope(owner(rq))))
+        return 0;
+    add(&cell->requeued, 1);
+    return 0;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
