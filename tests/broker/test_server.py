@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The broker over real gRPC: loopback TCP and Unix sockets, port 0."""
+
+import asyncio
+import os
+import socket
+import sqlite3
+import stat
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from wire_samples import SECOND, Host, now_tick, settings, snapshot
+
+from mvps.broker.server import Broker, BrokerError, EmbeddedBroker, serve
+from mvps.broker.store import StoreError
+from mvps.trust.keys import SecretKey
+from mvps.trust.limits import MAX_BATCH_ITEMS, NONCE_BYTES
+from mvps.trust.reasons import RejectReason
+from mvps.trust.seal import Lane, Sealed
+from mvps.v1 import stream_pb2 as pb
+from mvps.v1 import stream_pb2_grpc
+
+NONCE = bytes(range(NONCE_BYTES))
+
+
+@asynccontextmanager
+async def running(folder: Path, **changes: object) -> AsyncIterator[tuple[Broker, Host, stream_pb2_grpc.BrokerStub]]:
+    chosen, key = settings(folder, **changes)
+    broker = Broker(chosen)
+    try:
+        await broker.start()
+        async with grpc.aio.insecure_channel(broker.address) as channel:
+            yield broker, Host(key), stream_pb2_grpc.BrokerStub(channel)
+    finally:
+        await broker.stop()
+
+
+def batch(*items: Sealed, nonce: bytes = NONCE) -> pb.Batch:
+    return pb.Batch(stream_nonce=nonce, items=[pb.SealedSnapshot(header=h, body=b, tag=t) for h, b, t in items])
+
+
+async def exchange(stub: stream_pb2_grpc.BrokerStub, host: Host, *items: Sealed) -> list[tuple[int, int, int]]:
+    """(counter, status, reason) of every verified answer to one batch on a stream of its own."""
+    call = stub.Stream()
+    await call.write(batch(*items))
+    answer = await call.read()
+    call.cancel()
+    return acks_of(answer, host)
+
+
+def acks_of(answer: pb.AckBatch, host: Host, nonce: bytes = NONCE) -> list[tuple[int, int, int]]:
+    found = []
+    for sealed in answer.sealed:
+        header = host.acks().verify(Sealed(sealed.header, sealed.body, sealed.tag))
+        assert header.vantage_id == host.vantage_id
+        acks = pb.Acks.FromString(sealed.body)
+        assert acks.stream_nonce == nonce
+        found += [(ack.counter & 0xFFFF, ack.status, ack.reason) for ack in acks.acks]
+    return found
+
+
+async def status_of(call: grpc.aio.StreamStreamCall) -> tuple[grpc.StatusCode, str]:
+    return await call.code(), await call.details()
+
+
+ACCEPTED = (pb.ACK_STATUS_ACCEPTED, 0)
+DUPLICATE = (pb.ACK_STATUS_DUPLICATE, 0)
+
+
+def rejected(reason: RejectReason) -> tuple[int, int]:
+    return (pb.ACK_STATUS_REJECTED, int(reason))
+
+
+async def test_accepted_duplicate_equivocation_replay(tmp_path: Path) -> None:
+    async with running(tmp_path) as (broker, host, stub):
+        first, second = host.seal(), host.seal()
+        assert await exchange(stub, host, first, second) == [(0, *ACCEPTED), (1, *ACCEPTED)]
+        assert await exchange(stub, host, second, first) == [(1, *DUPLICATE), (0, *DUPLICATE)]
+        host.counter.value -= 1
+        tick = now_tick() - 1
+        forged = host.seal(snapshot(tick=tick), tick=tick)
+        assert await exchange(stub, host, forged) == [(1, *rejected(RejectReason.EQUIVOCATION))]
+        host.counter.value = 5
+        assert await exchange(stub, host, host.seal()) == [(5, *rejected(RejectReason.REPLAYED))]
+        assert broker.counters() | {"streams": 0} == {
+            "accepted": 2,
+            "duplicates": 2,
+            "streams": 0,
+            "rejected.equivocation": 1,
+            "rejected.replayed": 1,
+            "decisions.checked": 0,
+            "decisions.mismatch": 0,
+            "commit_failures": 0,
+        }
+
+
+async def test_the_same_snapshot_twice_in_one_batch(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, host, stub):
+        sealed = host.seal()
+        assert await exchange(stub, host, sealed, sealed) == [(0, *ACCEPTED), (0, *DUPLICATE)]
+
+
+async def test_terminal_rejections_are_answered_and_stay_the_same(tmp_path: Path) -> None:
+    async with running(tmp_path) as (broker, host, stub):
+        bad = host.seal(b"garbage")
+        late = host.seal(clock=lambda: time.time_ns() - 400 * SECOND)
+        early = host.seal(clock=lambda: time.time_ns() + 60 * SECOND)
+        good = host.seal()
+        answers = [rejected(r) for r in (RejectReason.MALFORMED, RejectReason.STALE, RejectReason.FUTURE)]
+        assert [a[1:] for a in await exchange(stub, host, bad, late, early, good)] == [*answers, ACCEPTED]
+        assert [a[1:] for a in await exchange(stub, host, bad)] == [answers[0]]
+        assert broker.counters()["rejected.malformed"] == 1
+
+
+async def test_bad_seal_ends_the_stream_after_what_came_before(tmp_path: Path) -> None:
+    async with running(tmp_path) as (broker, host, stub):
+        good, bad, behind = host.seal(), host.seal(), host.seal()
+        call = stub.Stream()
+        await call.write(batch(good, bad._replace(tag=bytes(32)), behind))
+        assert acks_of(await call.read(), host) == [(0, *ACCEPTED)]
+        code, said = await status_of(call)
+        assert code is grpc.StatusCode.UNAUTHENTICATED
+        assert "bad_seal" in said
+        assert broker.counters()["rejected.bad_seal"] == 1
+        # Nothing of the forged counter stuck: the real ones are fresh.
+        assert await exchange(stub, host, bad, behind) == [(1, *ACCEPTED), (2, *ACCEPTED)]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda s: s._replace(header=s.header[:20]), "truncated"),
+        (lambda s: s._replace(header=s.header[:5] + b"\x09" + s.header[6:]), "unknown_scheme"),
+        (lambda s: s._replace(header=s.header[:6] + b"\x02" + s.header[7:]), "wrong_purpose"),
+        (lambda s: s._replace(header=s.header[:12] + b"\xff\xff\xff\xff" + s.header[16:]), "oversize"),
+        (lambda s: s._replace(body=s.body + b"\0"), "bad_length"),
+        (lambda s: Sealed(b"", b"", b""), "truncated"),
+    ],
+)
+async def test_unvouched_items_are_counted_and_end_the_stream(
+    tmp_path: Path, change: Callable[[Sealed], Sealed], reason: str
+) -> None:
+    async with running(tmp_path) as (broker, host, stub):
+        call = stub.Stream()
+        await call.write(batch(change(host.seal())))
+        code, said = await status_of(call)
+        assert code is grpc.StatusCode.UNAUTHENTICATED
+        assert reason in said
+        assert broker.counters()[f"rejected.{reason}"] == 1
+        assert broker.fleet.vantages == {}
+
+
+async def test_another_key_is_named_by_its_id(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, host, stub):
+        stranger = Host(SecretKey(os.urandom(32)))
+        call = stub.Stream()
+        await call.write(batch(stranger.seal()))
+        _, said = await status_of(call)
+        assert stranger.key.key_id.hex() in said
+        assert host.key.key_id.hex() in said
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        batch(nonce=b""),
+        batch(nonce=b"x" * 17),
+        pb.Batch(stream_nonce=NONCE, items=[pb.SealedSnapshot()] * (MAX_BATCH_ITEMS + 1)),
+    ],
+)
+async def test_envelopes_outside_the_protocol(tmp_path: Path, first: pb.Batch) -> None:
+    async with running(tmp_path) as (_, _, stub):
+        call = stub.Stream()
+        await call.write(first)
+        assert (await status_of(call))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_nonce_may_not_change_within_a_stream(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, host, stub):
+        call = stub.Stream()
+        await call.write(batch(host.seal()))
+        await call.read()
+        await call.write(batch(host.seal(), nonce=bytes(NONCE_BYTES)))
+        assert (await status_of(call))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_message_over_the_limit_is_not_taken(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, host, stub):
+        call = stub.Stream()
+        await call.write(batch(host.seal()._replace(body=bytes(3 << 20))))
+        assert (await status_of(call))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_stream_that_says_nothing_is_ended(tmp_path: Path) -> None:
+    async with running(tmp_path, first_item_timeout_s=0.05) as (broker, _, stub):
+        assert (await status_of(stub.Stream()))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert broker.streams == 0
+
+
+async def test_streams_have_a_limit(tmp_path: Path) -> None:
+    async with running(tmp_path, max_streams=1) as (_, host, stub):
+        call = stub.Stream()
+        await call.write(batch(host.seal()))
+        await call.read()
+        code, said = await status_of(stub.Stream())
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "raise max_streams" in said
+
+
+async def test_state_survives_a_restart(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, host, stub):
+        first = host.seal()
+        bad = host.seal(b"garbage")
+        await exchange(stub, host, first, bad)
+    async with running(tmp_path) as (_, _, stub):
+        answers = await exchange(stub, host, first, bad, host.seal())
+        assert [a[1:] for a in answers] == [DUPLICATE, rejected(RejectReason.MALFORMED), ACCEPTED]
+        (vantage,) = (await stub.ListVantages(pb.ListVantagesRequest())).vantages
+        assert (vantage.vantage_id, vantage.accepted, vantage.latest.tick) == ("host-1", 2, now_tick())
+
+
+async def test_a_commit_that_fails_acknowledges_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path) as (broker, host, stub):
+        await exchange(stub, host, host.seal())
+        items = [host.seal(), host.seal()]
+        other = sqlite3.connect(tmp_path / "broker.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        call = stub.Stream()
+        await call.write(batch(*items))
+        code, said = await status_of(call)
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert "locked by another program" in said
+        assert (await stub.ServerInfo(pb.ServerInfoRequest())).store_error == said
+        other.execute("ROLLBACK")
+        other.close()
+        assert await exchange(stub, host, *items) == [(1, *ACCEPTED), (2, *ACCEPTED)]
+        assert broker.counters()["accepted"] == 3
+
+
+async def test_streams_of_several_vantages_are_answered_under_their_own_seals(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, host, stub):
+        other = Host(host.key, "host-2")
+        call = stub.Stream()
+        await call.write(batch(host.seal(), other.seal()))
+        answer = await call.read()
+        owners = [host.acks(), other.acks()]
+        names = [
+            v.verify(Sealed(s.header, s.body, s.tag)).vantage_id for v, s in zip(owners, answer.sealed, strict=True)
+        ]
+        assert names == ["host-1", "host-2"]
+
+
+async def test_lanes_have_counters_of_their_own(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, host, stub):
+        live = host.seal()
+        host.counter.value -= 1
+        backfill = host.seal(lane=Lane.BACKFILL)
+        assert [a[1:] for a in await exchange(stub, host, live, backfill)] == [ACCEPTED, ACCEPTED]
+
+
+async def test_queries(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, host, stub):
+        body = snapshot()
+        body.extensions["x"] = b"kept"
+        sealed = host.seal(body, tick=body.tick)
+        call = stub.Stream()
+        await call.write(batch(sealed, host.seal(b"garbage")))
+        await call.read()
+        info = await stub.ServerInfo(pb.ServerInfoRequest())
+        assert (info.vantages, info.streams, info.accepted, dict(info.rejected)) == (1, 1, 1, {"malformed": 1})
+        (vantage,) = (await stub.ListVantages(pb.ListVantagesRequest())).vantages
+        assert vantage.connected
+        assert vantage.latest == body
+        history = await stub.GetHistory(pb.GetHistoryRequest(vantage_id="host-1", with_snapshots=True))
+        assert [(row.counter & 0xFFFF, row.reason) for row in history.rows] == [(1, RejectReason.MALFORMED), (0, 0)]
+        assert history.rows[1].snapshot.extensions["x"] == b"kept"
+        assert history.rows[1].digest == sealed.digest
+        call.cancel()
+
+
+async def test_health(tmp_path: Path) -> None:
+    async with running(tmp_path) as (broker, _, _), grpc.aio.insecure_channel(broker.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        answer = await health.Check(health_pb2.HealthCheckRequest(service="mvps.v1.Broker"))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_unix_socket_is_private_to_its_group_and_not_stolen(tmp_path: Path) -> None:
+    path = tmp_path / "broker.sock"
+    async with running(tmp_path, listen=f"unix:{path}") as (_, host, stub):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        assert await exchange(stub, host, host.seal()) == [(0, *ACCEPTED)]
+        second, _ = settings(tmp_path, listen=f"unix:{path}", database=tmp_path / "second.db")
+        with pytest.raises(BrokerError, match="another process serves"):
+            EmbeddedBroker(second)
+        async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+            await stream_pb2_grpc.BrokerStub(channel).ServerInfo(pb.ServerInfoRequest())
+    assert not path.exists()
+
+
+async def test_a_stale_unix_socket_is_replaced_and_a_file_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "broker.sock"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    async with running(tmp_path, listen=f"unix:{path}") as (_, host, stub):
+        assert await exchange(stub, host, host.seal()) == [(0, *ACCEPTED)]
+    path.write_text("precious")
+    with pytest.raises(BrokerError, match="no socket"):
+        EmbeddedBroker(settings(tmp_path, listen=f"unix:{path}")[0])
+    assert path.read_text() == "precious"
+
+
+async def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
+    async with running(tmp_path) as (broker, _, _):
+        second, _ = settings(tmp_path, listen=broker.address, database=tmp_path / "second.db")
+        with pytest.raises(BrokerError, match="is another broker running"):
+            await serve(second, lambda address: None)
+        with pytest.raises(StoreError, match="another broker uses"):
+            Broker(settings(tmp_path)[0])
+
+
+async def test_serve_runs_until_cancelled(tmp_path: Path) -> None:
+    chosen, _ = settings(tmp_path)
+    listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(serve(chosen, listening.set_result))
+    async with grpc.aio.insecure_channel(await listening) as channel:
+        await stream_pb2_grpc.BrokerStub(channel).ServerInfo(pb.ServerInfoRequest())
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await running_again(chosen)
+
+
+async def running_again(chosen: object) -> None:
+    broker = Broker(chosen)  # type: ignore[arg-type]
+    await broker.start()
+    await broker.stop()
+    await broker.stop()

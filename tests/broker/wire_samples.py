@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots as an agent would send them, for the tests of this folder and of tests/stream."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mvps.broker.settings import BrokerSettings
+from mvps.trust.keys import SecretKey, generate_key
+from mvps.trust.seal import Keyring, Lane, Purpose, Sealed, Sealer, Verifier
+from mvps.v1 import snapshot_pb2 as pb
+
+SECOND = 10**9
+
+
+def now_tick() -> int:
+    """Tick of a 1 s lattice."""
+    return time.time_ns() // SECOND
+
+
+def snapshot(vantage_id: str = "host-1", tick: int | None = None) -> pb.Snapshot:
+    """A valid snapshot of one surface with two vantages."""
+    tick = now_tick() if tick is None else tick
+    surface = pb.Surface(
+        name="kernel",
+        vector=pb.CoherenceVector(c1=1.0, c2=0.97, c3=0.9, c2_plain=0.98, hamiltonian=0.13, s=1.2, farthest="mm"),
+        decision=pb.Decision(
+            phase=pb.PHASE_BAU,
+            raw_phase=pb.PHASE_BAU,
+            posterior=[0.9, 0.07, 0.02, 0.01],
+            d2=1.5,
+            phi_d=0.78,
+            p_value=0.6,
+            dof=3,
+            cutoffs=pb.Cutoffs(watch=7.8, alarm=11.3, critical=float("inf"), mode="empirical"),
+            baseline_id="0123456789abcdef",
+            axis_contributions=[pb.Contribution(name="c2", value=1.5)],
+        ),
+        observations=[
+            pb.ObservationSummary(
+                vantage=name,
+                events=100,
+                checked=3,
+                violated=1,
+                distribution=struct.pack("<4f", 0.9, 0.05, 0.05, 0.0),
+                own_distance=0.4,
+                objects=pb.ObjectSketch(hashes=[1, 2, 3], total=7),
+            )
+            for name in ("mm", "blk")
+        ],
+        missing=["irq"],
+        calibrated_ticks=300,
+        needed_ticks=300,
+    )
+    return pb.Snapshot(
+        schema_version=1,
+        vantage_id=vantage_id,
+        tick=tick,
+        tick_time_ns=tick * SECOND,
+        tick_period_ns=SECOND,
+        agent_version="0.1.0",
+        surfaces=[surface],
+        losses=pb.LossTotals(by_cause={"blk.objects_full": 3}),
+    )
+
+
+@dataclass
+class Counting:
+    """A counter source that a test can set."""
+
+    value: int = 1 << 32
+
+    def __call__(self, lane: Lane) -> int:
+        self.value += 1
+        return self.value - 1
+
+
+@dataclass
+class Host:
+    """One vantage with its key."""
+
+    key: SecretKey
+    vantage_id: str = "host-1"
+
+    def __post_init__(self) -> None:
+        self.counter = Counting()
+
+    def seal(
+        self,
+        body: bytes | pb.Snapshot | None = None,
+        *,
+        tick: int | None = None,
+        lane: Lane = Lane.LIVE,
+        purpose: Purpose = Purpose.SNAPSHOT,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> Sealed:
+        tick = now_tick() if tick is None else tick
+        if body is None:
+            body = snapshot(self.vantage_id, tick)
+        content = body if isinstance(body, bytes) else body.SerializeToString()
+        return Sealer(self.key, self.vantage_id, purpose, self.counter, clock=clock).seal(content, tick, lane)
+
+    def acks(self) -> Verifier:
+        return Verifier(Keyring({self.vantage_id: self.key}), Purpose.CONTROL)
+
+
+def new_host(vantage_id: str = "host-1") -> Host:
+    return Host(SecretKey(os.urandom(32)), vantage_id)
+
+
+def settings(folder: Path, **changes: object) -> tuple[BrokerSettings, SecretKey]:
+    """Settings of a broker on a free loopback port that admits every vantage with one key."""
+    path = folder / "key"
+    key = generate_key(path) if not path.exists() else _again(path)
+    values: dict[str, object] = {
+        "listen": "127.0.0.1:0",
+        "database": folder / "broker.db",
+        "keys": {"*": str(path)},
+    }
+    return BrokerSettings.model_validate(values | changes), key
+
+
+def _again(path: Path) -> SecretKey:
+    from mvps.trust.keys import load_key
+
+    return load_key(str(path))
