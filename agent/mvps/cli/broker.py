@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``mvps broker``: a broker in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvps.cli import exits
+
+if TYPE_CHECKING:
+    from mvps.broker.settings import BrokerSettings
+
+DEFAULT_CONFIG = Path("/etc/mvps/broker.toml")
+
+
+def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``mvps broker``."""
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, help=f"settings file (default {DEFAULT_CONFIG}, if it exists)"
+    )
+    parser.add_argument("--listen", metavar="ADDRESS", help="host:port or unix:/path; wins over the file")
+    parser.add_argument("--database", metavar="FILE", type=Path, help="SQLite file; wins over the file")
+    parser.add_argument(
+        "--key",
+        action="append",
+        default=[],
+        metavar="VANTAGE=FILE",
+        help='key file of one vantage, or "*=FILE" for all; may be given more than once',
+    )
+    parser.epilog = (
+        "examples:\n"
+        "  mvps key new site.key\n"
+        "  mvps broker --listen 0.0.0.0:7447 --database broker.db --key '*=site.key'\n"
+        "exit codes: 0 ended by a signal, 2 the settings are bad, 4 a file or port cannot be had"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal ends it."""
+    settings = _settings(arguments)
+
+    from mvps.broker.server import BrokerError
+    from mvps.broker.store import StoreError
+    from mvps.trust.keys import KeySourceError
+
+    try:
+        asyncio.run(_serve(settings))
+    except KeySourceError as error:
+        raise exits.Failure(exits.USAGE, str(error)) from None
+    except (BrokerError, StoreError) as error:
+        raise exits.Failure(exits.NOT_PERMITTED, str(error)) from None
+    return exits.OK
+
+
+def _settings(arguments: argparse.Namespace) -> BrokerSettings:
+    from pydantic import ValidationError
+
+    from mvps.broker.settings import BrokerSettings
+
+    path = arguments.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
+    given: dict[str, Any] = {}
+    if path is not None:
+        try:
+            given = tomllib.loads(path.read_text())
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise exits.Failure(exits.USAGE, f"{path}: {error}") from None
+    if arguments.listen:
+        given["listen"] = arguments.listen
+    if arguments.database:
+        given["database"] = arguments.database
+    for pair in arguments.key:
+        vantage, separator, source = pair.partition("=")
+        if not separator or not source:
+            raise exits.Failure(exits.USAGE, f'--key "{pair}": write VANTAGE=FILE, or "*=FILE" for all')
+        given.setdefault("keys", {})[vantage] = source
+    if not given.get("keys"):
+        raise exits.Failure(
+            exits.USAGE,
+            "no key is configured, so nobody could be admitted: --key '*=FILE', or [keys] in the file",
+        )
+    try:
+        return BrokerSettings.model_validate(given)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise exits.Failure(exits.USAGE, "; ".join(lines)) from None
+
+
+async def _serve(settings: BrokerSettings) -> None:
+    from mvps.broker.server import serve
+    from mvps.daemon.notify import Notifier
+
+    notifier = Notifier()
+
+    def ready(address: str) -> None:
+        print(f"broker listens on {address}", file=sys.stderr, flush=True)
+        notifier.ready(f"listening on {address}")
+
+    task = asyncio.create_task(serve(settings, ready))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    notifier.stopping()

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``mvps doctor``: what this host offers, what it lacks, and what to do about each.
+
+Loads no BPF program; ``mvps check`` does that. Each check looks at one thing and yields one finding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import re
+import socket
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mvps.cli import exits
+from mvps.cli.settings import add_config_option, read_config
+
+if TYPE_CHECKING:
+    from mvps.daemon.config import Config
+
+KERNEL_FLOOR = (6, 1)
+
+# include/uapi/linux/capability.h
+CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+NEEDED = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
+
+# include/uapi/linux/timex.h
+TIME_ERROR = 5
+STA_UNSYNC = 0x0040
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. ``advice`` is empty when there is nothing to do."""
+
+    check: str
+    level: Literal["ok", "warn", "fail"]
+    detail: str
+    advice: str = ""
+
+
+def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``mvps doctor``."""
+    parser.add_argument("--json", action="store_true", help="one JSON array of findings")
+    add_config_option(parser)
+    parser.epilog = (
+        "examples:\n"
+        "  mvps doctor\n"
+        "  sudo -u mvps mvps doctor     what the service's user may do\n"
+        "exit codes: 0 nothing fails (warnings allowed), 1 something does, 2 the settings are bad"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the findings."""
+    config = read_config(arguments.config)
+    findings = examine(config)
+    if arguments.json:
+        print(json.dumps([asdict(f) for f in findings], indent=2))
+    else:
+        width = max(len(f.check) for f in findings)
+        for finding in findings:
+            print(f"{finding.level:4}  {finding.check:{width}}  {finding.detail}")
+            if finding.advice:
+                print(f"{'':4}  {'':{width}}  -> {finding.advice}")
+    return exits.FOUND if any(f.level == "fail" for f in findings) else exits.OK
+
+
+def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
+    """All findings. ``root`` replaces / for what is read from /proc and /sys."""
+    return [
+        kernel(platform.release()),
+        btf(root),
+        capabilities(root),
+        libbpf(),
+        lockdown(root),
+        perf_event_paranoid(root),
+        psi(root),
+        cgroups(root),
+        clock(),
+        key(config),
+        broker(config),
+        state_dir(config),
+    ]
+
+
+def kernel(release: str) -> Finding:
+    """The running kernel against the floor."""
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    version = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+    if version >= KERNEL_FLOOR:
+        return Finding("kernel", "ok", release)
+    floor = ".".join(map(str, KERNEL_FLOOR))
+    return Finding("kernel", "warn", f"{release} is older than {floor}", f"tested from {floor} on; try mvps check")
+
+
+def btf(root: Path = Path("/")) -> Finding:
+    """Type information that CO-RE needs."""
+    path = root / "sys/kernel/btf/vmlinux"
+    try:
+        with path.open("rb") as file:
+            magic = struct.unpack("<H", file.read(2))[0]
+    except (OSError, struct.error):
+        return Finding("btf", "fail", "no /sys/kernel/btf/vmlinux", "use a kernel built with CONFIG_DEBUG_INFO_BTF=y")
+    if magic != 0xEB9F:
+        return Finding("btf", "fail", "/sys/kernel/btf/vmlinux is not BTF", "use the distribution's own kernel")
+    return Finding("btf", "ok", f"{path.stat().st_size / 1e6:.1f} MB at /sys/kernel/btf/vmlinux")
+
+
+def capabilities(root: Path = Path("/")) -> Finding:
+    """The effective set of this process: what the verbs run from here may do."""
+    text = (root / "proc/self/status").read_text()
+    effective = int(re.search(r"^CapEff:\s*([0-9a-f]+)", text, re.M)[1], 16)  # type: ignore[index]
+
+    def has(name: str) -> bool:
+        # capable() of CAP_BPF and CAP_PERFMON also accepts CAP_SYS_ADMIN (include/linux/capability.h).
+        bits = [CAPABILITIES[name]] + ([CAPABILITIES["CAP_SYS_ADMIN"]] if name != "CAP_NET_ADMIN" else [])
+        return any(effective >> bit & 1 for bit in bits)
+
+    missing = [name for name in NEEDED if not has(name)]
+    if missing:
+        return Finding(
+            "capabilities",
+            "fail",
+            f"this process lacks {', '.join(missing)}",
+            "run as root, or let systemd/mvps-agent.service grant them",
+        )
+    return Finding("capabilities", "ok", " ".join(NEEDED))
+
+
+def libbpf() -> Finding:
+    """The C library that loads programs."""
+    try:
+        library = ctypes.CDLL("libbpf.so.1")
+        library.libbpf_version_string.restype = ctypes.c_char_p
+        version = library.libbpf_version_string().decode().removeprefix("v")
+    except OSError:
+        return Finding("libbpf", "fail", "libbpf.so.1 not found", "apt-get install libbpf1")
+    return Finding("libbpf", "ok", version)
+
+
+def lockdown(root: Path = Path("/")) -> Finding:
+    """Kernel lockdown: confidentiality forbids reading kernel memory, which every vantage does."""
+    try:
+        text = (root / "sys/kernel/security/lockdown").read_text()
+    except OSError:
+        return Finding("lockdown", "ok", "not in force")
+    mode = re.search(r"\[(\w+)\]", text)
+    name = mode[1] if mode else "unknown"
+    if name == "confidentiality":
+        return Finding(
+            "lockdown",
+            "fail",
+            "confidentiality",
+            "boot with lockdown=integrity; confidentiality forbids BPF reads",
+        )
+    return Finding("lockdown", "ok", name)
+
+
+def perf_event_paranoid(root: Path = Path("/")) -> Finding:
+    """Distribution levels of 3 and above are irrelevant with CAP_PERFMON, and fatal without."""
+    try:
+        level = int((root / "proc/sys/kernel/perf_event_paranoid").read_text())
+    except (OSError, ValueError):
+        return Finding("perf_event_paranoid", "ok", "no such setting")
+    if level > 2:
+        return Finding("perf_event_paranoid", "ok", f"{level}; CAP_PERFMON is needed and asked for above")
+    return Finding("perf_event_paranoid", "ok", str(level))
+
+
+def psi(root: Path = Path("/")) -> Finding:
+    """Pressure stall information: the witness of several vantages."""
+    missing = [name for name in ("cpu", "io", "memory") if not (root / "proc/pressure" / name).exists()]
+    if missing:
+        return Finding(
+            "psi",
+            "warn",
+            f"no /proc/pressure/{{{','.join(missing)}}}: the witnesses of mm, blk and sched are blind",
+            "boot with psi=1 on a kernel with CONFIG_PSI=y",
+        )
+    return Finding("psi", "ok", "cpu io memory")
+
+
+def cgroups(root: Path = Path("/")) -> Finding:
+    """Which hierarchy the workload keys come from."""
+    if (root / "sys/fs/cgroup/cgroup.controllers").exists():
+        return Finding("cgroups", "ok", "v2")
+    hybrid = root / "sys/fs/cgroup/unified/cgroup.controllers"
+    if hybrid.exists():
+        return Finding(
+            "cgroups",
+            "ok",
+            "hybrid: v2 at /sys/fs/cgroup/unified, controllers in v1; workloads are matched by name",
+        )
+    return Finding(
+        "cgroups",
+        "fail",
+        "no cgroup v2 is mounted",
+        "mount -t cgroup2 none /sys/fs/cgroup, or boot with systemd",
+    )
+
+
+def clock() -> Finding:
+    """Whether the wall clock, which the lattice lives on, is disciplined (adjtimex(2), read only)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(512)  # struct timex, modes = 0: only read
+    state = libc.adjtimex(buffer)
+    if state < 0:
+        return Finding("clock", "warn", "adjtimex failed", "check with timedatectl")
+    _modes, _offset, _freq, maxerror, _esterror, status = struct.unpack_from("@iqqqqi", buffer)
+    if state == TIME_ERROR or status & STA_UNSYNC:
+        return Finding(
+            "clock",
+            "warn",
+            "not synchronised: ticks of this host and of others drift apart",
+            "start chrony or systemd-timesyncd; a broker rejects snapshots that are too far off its clock",
+        )
+    return Finding("clock", "ok", f"synchronised, error at most {maxerror / 1000:.1f} ms")
+
+
+def key(config: Config) -> Finding:
+    """Whether the sealing key can be loaded by this user."""
+    source = config.key.source
+    if not config.broker.target:
+        return Finding("key", "ok", "not needed: no [broker] target is set")
+    from mvps.trust.keys import KeySourceError, load_key
+
+    try:
+        loaded = load_key(source)
+    except KeySourceError as error:
+        reason, _, advice = str(error).partition("; ")
+        return Finding("key", "fail", reason, advice or f"mvps key new {source}")
+    return Finding("key", "ok", f"{source}, id {loaded.key_id.hex()}")
+
+
+def broker(config: Config) -> Finding:
+    """Whether something listens at the broker's address."""
+    target = config.broker.target
+    if not target:
+        return Finding("broker", "warn", "no [broker] target: snapshots stay on this host", "set it to send them")
+    try:
+        _connect(target)
+    except OSError as error:
+        return Finding(
+            "broker",
+            "fail",
+            f"{target}: {error.strerror or error}",
+            "is the broker up, and the way to it open?",
+        )
+    return Finding("broker", "ok", f"{target} accepts connections")
+
+
+def _connect(target: str) -> None:
+    if target.startswith("unix:"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as unix:
+            unix.settimeout(3.0)
+            unix.connect(target.removeprefix("unix:"))
+        return
+    from mvps.daemon.config import split_address
+
+    socket.create_connection(split_address(target), timeout=3.0).close()
+
+
+def state_dir(config: Config) -> Finding:
+    """Whether baselines and the generation counter can be kept."""
+    path = Path(config.agent.state_dir)
+    if not path.is_dir():
+        return Finding("state_dir", "warn", f"{path} does not exist", "the service makes it (StateDirectory=mvps)")
+    if not os.access(path, os.W_OK | os.X_OK):
+        return Finding("state_dir", "fail", f"{path} is not writable by this user", f"chown it, or chmod u+w {path}")
+    return Finding("state_dir", "ok", str(path))

@@ -1,0 +1,473 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's settings: one TOML file, every key checked before anything is attached.
+
+A key that is unknown, of the wrong type or out of range is an error that names the file, the line and what
+would be accepted. All problems of a file are reported at once. Each field carries its unit, whether SIGHUP
+may change it, and a description, so that :func:`default_file` can print the reference that ``mvps config``
+shows.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from mvps.vantages.probe_plan import MAX_DESTINATIONS, MAX_FLOWS, MAX_RATE, MAX_TTL, Destination, ProbePlan, parse_site
+
+DEFAULT_PATH = Path("/etc/mvps/agent.toml")
+
+# Larger than any honest file; keeps a wrong path (a log, a device) from being read into memory.
+MAX_FILE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a settings file: its line (0 when no line can be named) and what to do."""
+
+    line: int
+    message: str
+
+
+class ConfigError(Exception):
+    """A settings file that cannot be used. ``str()`` is one line per problem, ready for the user."""
+
+    def __init__(self, path: Path | str, problems: Sequence[Problem]):
+        self.path = str(path)
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self._lines()))
+
+    def _lines(self) -> Iterator[str]:
+        for problem in self.problems:
+            place = f"{self.path}:{problem.line}" if problem.line else self.path
+            yield f"{place}: {problem.message}"
+
+
+def _setting(default: Any, description: str, *, unit: str = "", reload: bool = False, **limits: Any) -> Any:
+    """A pydantic field that also knows its unit and whether a reload may change it."""
+    return Field(default=default, description=description, json_schema_extra={"unit": unit, "reload": reload}, **limits)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """``host:port`` or ``[v6]:port`` as (host, port). ValueError says what is accepted."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f'"{address}" is not an address; write "127.0.0.1:9465" or "[::1]:9465"')
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ValueError(f'"{address}": write an IPv6 address in brackets, as "[::1]:9465"')
+    return host.strip("[]"), int(port)
+
+
+def _address_or_empty(value: str) -> str:
+    if value:
+        split_address(value)
+    return value
+
+
+def _target_or_empty(value: str) -> str:
+    if value.startswith("unix:"):
+        if not value.removeprefix("unix:").startswith("/"):
+            raise ValueError('a Unix socket target is "unix:/absolute/path"')
+        return value
+    return _address_or_empty(value)
+
+
+def _key_source(value: str) -> str:
+    if value.startswith("/") or re.fullmatch(r"credential:[A-Za-z0-9_.-]{1,64}", value):
+        return value
+    raise ValueError('write "/absolute/path" or "credential:NAME" (systemd LoadCredential)')
+
+
+def _absolute(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError(f'"{value}" is not an absolute path')
+    return value
+
+
+def _absolute_or_empty(value: str) -> str:
+    return _absolute(value) if value else value
+
+
+def _vantage_id(value: str) -> str:
+    if value and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,63}", value):
+        raise ValueError("use 1 to 64 letters, digits or . _ : @ - beginning with a letter or digit")
+    return value
+
+
+def _destination(value: str) -> str:
+    Destination.parse(value)
+    return value
+
+
+def _site_or_empty(value: str) -> str:
+    if value:
+        parse_site(value)
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address_or_empty)]
+Target = Annotated[str, AfterValidator(_target_or_empty)]
+KeySource = Annotated[str, AfterValidator(_key_source)]
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+OptionalPath = Annotated[str, AfterValidator(_absolute_or_empty)]
+VantageId = Annotated[str, AfterValidator(_vantage_id)]
+ProbeDestination = Annotated[str, AfterValidator(_destination)]
+OptionalSite = Annotated[str, AfterValidator(_site_or_empty)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class AgentSection(_Section):
+    """Identity and tick of this host."""
+
+    tick_ms: int = _setting(
+        1000, "Tick of the lattice t = k * tick on the wall clock.", unit="ms, 50 to 60000", ge=50, le=60_000
+    )
+    vantage_id: VantageId = _setting("", "Name of this host at the broker. Empty: the host name.")
+    state_dir: AbsolutePath = _setting("/var/lib/mvps", "Baselines, the generation counter and the lock of this agent.")
+
+
+class VantagesSection(_Section):
+    """Which vantages watch this host."""
+
+    enable: tuple[str, ...] = _setting((), "Vantages to attach. Empty: all that this version knows.")
+    disable: tuple[str, ...] = _setting((), "Vantages to leave out; wins over enable.")
+
+
+class ScopeSection(_Section):
+    """What the vantages are limited to."""
+
+    cgroup: OptionalPath = _setting("", "Only this control group and what is below it. Empty: the host.")
+    netns: str = _setting(
+        "", "Only this network namespace: a name of `ip netns` or a path such as /proc/1/ns/net. Empty: all."
+    )
+
+
+class ProbeSection(_Section):
+    """Active path probing, off unless destinations are given (docs/probing.md)."""
+
+    destinations: tuple[ProbeDestination, ...] = _setting(
+        (),
+        'Hosts to probe, each "ADDRESS" or "ADDRESS@LATITUDE,LONGITUDE" in degrees. Empty: nothing is ever sent.',
+        unit=f"at most {MAX_DESTINATIONS}",
+    )
+    site: OptionalSite = _setting("", 'Where this host is, "LATITUDE,LONGITUDE" in degrees. Empty: unknown.')
+    rate: float = _setting(
+        5.0, "Probes sent over all destinations.", unit=f"per second, at most {MAX_RATE:g}", ge=0.01, le=MAX_RATE
+    )
+    flows: int = _setting(4, "Flow identities per destination, to find parallel paths.", ge=1, le=MAX_FLOWS)
+    max_ttl: int = _setting(16, "Farthest hop that is looked for.", unit="hops", ge=1, le=MAX_TTL)
+    timeout_ms: int = _setting(1000, "Time an answer may take.", unit="ms, 100 to 5000", ge=100, le=5000)
+
+    @model_validator(mode="after")
+    def _is_a_plan(self) -> Self:
+        self.plan()
+        return self
+
+    def plan(self) -> ProbePlan | None:
+        """What the path prober may send; None while it is off. ValueError when it is too much."""
+        if not self.destinations:
+            return None
+        site = parse_site(self.site) if self.site else None
+        return ProbePlan(
+            tuple(Destination.parse(text) for text in self.destinations),
+            (site.latitude, site.longitude) if site else None,
+            self.rate,
+            self.flows,
+            self.max_ttl,
+            self.timeout_ms / 1000.0,
+        )
+
+
+class BaselineSection(_Section):
+    """How business as usual (BAU) is learned and when a tick leaves it."""
+
+    calibration_ticks: int = _setting(
+        300, "Ticks learned before the first decision.", unit="ticks, at least 60", ge=60, le=86_400
+    )
+    cutoffs: Literal["empirical", "finite-sample", "chi2"] = _setting(
+        "empirical", "Where the cut-offs come from: quantiles of BAU, Hotelling limits, or chi-square."
+    )
+    hysteresis: int = _setting(
+        3, "Consecutive ticks beyond a cut-off before the phase moves.", unit="ticks", ge=1, le=60
+    )
+
+
+class KeySection(_Section):
+    """The key that seals snapshots."""
+
+    source: KeySource = _setting("/etc/mvps/agent.key", 'File (mode 0600) that holds the key, or "credential:NAME".')
+    operator_id: str = _setting("", "Operator named in key derivation; the same on agent and broker.", max_length=64)
+
+
+class BrokerSection(_Section):
+    """Where sealed snapshots go."""
+
+    target: Target = _setting(
+        "",
+        'Broker, "host:port" or "unix:/path". Empty: nothing is sealed or sent, the host watches itself.',
+        reload=True,
+    )
+    queue: int = _setting(
+        4096, "Sealed snapshots kept in memory while the broker is away.", unit="snapshots", ge=16, le=65_536
+    )
+
+
+class MetricsSection(_Section):
+    """OpenMetrics over HTTP."""
+
+    address: Address = _setting(
+        "127.0.0.1:9465", "Where /metrics listens. Empty: off. Keep it on loopback.", reload=True
+    )
+
+
+class LocalSection(_Section):
+    """The socket that `mvps status`, `top`, `explain` and others talk to."""
+
+    socket: AbsolutePath = _setting("/run/mvps/agent.sock", "Unix socket, mode 0660.")
+    group: str = _setting("", "Group that may use the socket. Empty: the agent's own group.")
+
+
+class LogSection(_Section):
+    """Log on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least severity.", reload=True)
+    format: Literal["text", "json"] = _setting("text", "key=value text, or one JSON object a line.", reload=True)
+
+
+class PrivacySection(_Section):
+    """What may leave the host besides numbers."""
+
+    object_names: Literal["hashed", "local", "sent"] = _setting(
+        "local",
+        "Names of workloads and prefixes: hashed (never resolved), local (this host's CLI only), sent.",
+    )
+
+
+class Config(_Section):
+    """Everything the agent can be told. Each section is a table of the file."""
+
+    agent: AgentSection = AgentSection()
+    vantages: VantagesSection = VantagesSection()
+    scope: ScopeSection = ScopeSection()
+    probe: ProbeSection = ProbeSection()
+    baseline: BaselineSection = BaselineSection()
+    key: KeySection = KeySection()
+    broker: BrokerSection = BrokerSection()
+    metrics: MetricsSection = MetricsSection()
+    local: LocalSection = LocalSection()
+    log: LogSection = LogSection()
+    privacy: PrivacySection = PrivacySection()
+
+    @property
+    def tick_ns(self) -> int:
+        """T_tick in nanoseconds."""
+        return self.agent.tick_ms * 1_000_000
+
+    @property
+    def vantage_id(self) -> str:
+        """Name of this host at the broker: the configured one or the host name."""
+        return self.agent.vantage_id or socket.gethostname()[:64]
+
+    def choose_vantages(self, known: Sequence[str]) -> tuple[str, ...]:
+        """Vantages to attach, in registry order. ValueError names one that this version does not know."""
+        for name in (*self.vantages.enable, *self.vantages.disable):
+            if name not in known:
+                raise ValueError(f'unknown vantage "{name}"; this version knows {", ".join(known)}')
+        wanted = self.vantages.enable or tuple(known)
+        chosen = tuple(n for n in known if n in wanted and n not in self.vantages.disable)
+        if not chosen:
+            raise ValueError("every vantage is disabled; leave at least one")
+        return chosen
+
+
+def parse(text: str, path: Path | str = "<text>") -> Config:
+    """Settings from TOML text. :class:`ConfigError` lists every problem with its line."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        place = re.search(r"line (\d+)", str(error))
+        line = int(place.group(1)) if place else text.count("\n") + 1
+        detail = re.sub(r" \(at .*\)$", "", str(error))
+        raise ConfigError(path, [Problem(line, f"not TOML: {detail}")]) from None
+    try:
+        return Config.model_validate(_tuples(document))
+    except ValidationError as error:
+        lines = _key_lines(text)
+        problems = [_problem(detail, lines) for detail in error.errors()]
+        raise ConfigError(path, sorted(problems, key=lambda p: p.line)) from None
+
+
+def load(path: Path | str) -> Config:
+    """Settings from a file. :class:`ConfigError` also for a file that is missing or unreadable."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        advice = {
+            FileNotFoundError: "no such file; `mvps config` prints one to start from",
+            PermissionError: "not readable by this user",
+        }.get(type(error), error.strerror or str(error))
+        raise ConfigError(path, [Problem(0, advice)]) from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise ConfigError(path, [Problem(0, f"larger than {MAX_FILE_BYTES} bytes: not a settings file")])
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ConfigError(path, [Problem(line, "not UTF-8 text")]) from None
+    return parse(text, path)
+
+
+def changes(old: Config, new: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What differs, as ({key: new value} a reload may apply, {key: new value} that needs a restart)."""
+    safe: dict[str, Any] = {}
+    unsafe: dict[str, Any] = {}
+    for section, key, field in _fields():
+        before = getattr(getattr(old, section), key)
+        after = getattr(getattr(new, section), key)
+        if before != after:
+            (safe if _extra(field)["reload"] else unsafe)[f"{section}.{key}"] = after
+    return safe, unsafe
+
+
+def apply_changes(old: Config, safe: dict[str, Any]) -> Config:
+    """``old`` with the reloadable keys of :func:`changes` replaced."""
+    document = old.model_dump()
+    for dotted, value in safe.items():
+        section, key = dotted.split(".")
+        document[section][key] = value
+    return Config.model_validate(document)
+
+
+def default_file() -> str:
+    """A complete settings file in which every key is commented out at its default."""
+    out = [
+        "# Settings of the MVPS agent. Every key is shown at its default; uncomment what you change.",
+        "# Check a file with: mvps config --check FILE. Keys marked [reload] may change on SIGHUP.",
+    ]
+    seen = ""
+    for section, key, field in _fields():
+        if section != seen:
+            model = Config.model_fields[section].annotation
+            out += ["", f"# {(model.__doc__ or '').strip()}", f"[{section}]"]
+            seen = section
+        extra = _extra(field)
+        notes = [extra["unit"]] if extra["unit"] else []
+        choices = _choices(field)
+        if choices:
+            notes.append(" | ".join(choices))
+        note = f" ({'; '.join(notes)})" if notes else ""
+        mark = " [reload]" if extra["reload"] else ""
+        out += [f"# {field.description}{note}{mark}", f"#{key} = {_toml(field.default)}"]
+    return "\n".join(out) + "\n"
+
+
+def to_toml(config: Config) -> str:
+    """The effective settings as TOML without comments; parsing it gives ``config`` again."""
+    out: list[str] = []
+    for section in Config.model_fields:
+        out += ["", f"[{section}]"] if out else [f"[{section}]"]
+        values = getattr(config, section)
+        out += [f"{key} = {_toml(getattr(values, key))}" for key in type(values).model_fields]
+    return "\n".join(out) + "\n"
+
+
+def _fields() -> Iterator[tuple[str, str, FieldInfo]]:
+    for section, table in Config.model_fields.items():
+        model = table.annotation
+        assert isinstance(model, type)
+        assert issubclass(model, BaseModel)
+        for key, field in model.model_fields.items():
+            yield section, key, field
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict)
+    return extra
+
+
+def _choices(field: FieldInfo) -> list[str]:
+    arguments = getattr(field.annotation, "__args__", ())
+    return [a for a in arguments if isinstance(a, str)]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value)
+
+
+def _tuples(value: Any) -> Any:
+    """TOML arrays as tuples, which strict validation wants for frozen fields."""
+    if isinstance(value, list):
+        return tuple(_tuples(v) for v in value)
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return value
+
+
+def _problem(detail: ErrorDetails, lines: dict[tuple[str, ...], int]) -> Problem:
+    location = tuple(part for part in detail["loc"] if isinstance(part, str))
+    line = next((lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in lines), 0)
+    key = ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        return Problem(line, f'unknown key "{key}"; known here: {", ".join(_siblings(location))}')
+    if detail["type"] == "model_type":
+        return Problem(line, f"{key}: is a table; write [{key}] on its own line and its keys below")
+    message = detail["msg"].removeprefix("Value error, ")
+    return Problem(line, f"{key}: {message[0].lower() + message[1:]}")
+
+
+def _siblings(location: tuple[str, ...]) -> list[str]:
+    if len(location) > 1 and location[0] in Config.model_fields:
+        return [key for section, key, _ in _fields() if section == location[0]]
+    return [f"[{name}]" for name in Config.model_fields]
+
+
+_HEADER = re.compile(r"^\s*\[\[?\s*([^\]]+?)\s*\]\]?\s*(#.*)?$")
+_KEY = re.compile(r"""^\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=""")
+_FENCE = re.compile(r'"""|\'\'\'')
+
+
+def _key_lines(text: str) -> dict[tuple[str, ...], int]:
+    """Line of every table header and key of a TOML text that already parsed.
+
+    tomllib keeps no positions. A line scan is enough for what this file may hold: keys in inline tables
+    fall back to the line of the key that holds the table.
+    """
+    lines: dict[tuple[str, ...], int] = {}
+    table: tuple[str, ...] = ()
+    fence = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if fence:
+            fence = "" if fence in line else fence
+            continue
+        if header := _HEADER.match(line):
+            table = _path(header.group(1))
+            lines.setdefault(table, number)
+        elif key := _KEY.match(line):
+            path = (*table, *_path(key.group(1)))
+            for depth in range(1, len(path) + 1):
+                lines.setdefault(path[:depth], number)
+            opened = _FENCE.findall(line[key.end() :])
+            fence = opened[0] if len(opened) % 2 else ""
+    return lines
+
+
+def _path(dotted: str) -> tuple[str, ...]:
+    parts = re.findall(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""", dotted)
+    return tuple(part.strip("\"'") for part in parts)

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's local API (proto/mvps/v1/local.proto) on a Unix socket.
+
+Synchronous gRPC with a few threads: they sleep until a request or a new tick comes, and only read published
+state, so the tick thread never waits for them. Whoever may open the socket (mode 0660, owner and group)
+may also accept baselines and reload.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+
+import grpc
+
+from mvps.daemon import metrics
+from mvps.daemon.explain import sentence
+from mvps.daemon.service import Agent
+from mvps.daemon.state import AgentState
+from mvps.v1 import local_pb2 as pb
+from mvps.v1 import local_pb2_grpc
+from mvps.v1.snapshot_pb2 import LossTotals, Phase
+
+# Each watcher holds one thread; two more are left for short calls.
+MAX_WATCHERS = 6
+WORKERS = MAX_WATCHERS + 2
+
+# How often a watcher with nothing to see looks whether its client is still there.
+IDLE_SECONDS = 5.0
+
+
+class LocalApiError(Exception):
+    """The socket cannot be served; the message says what to do."""
+
+
+class LocalApi:
+    """Serves one agent on ``path`` until :meth:`close`.
+
+    group: name of the group that may connect, "" for the process's own.
+    """
+
+    def __init__(self, agent: Agent, path: Path, group: str = ""):
+        self._path = path
+        self._published = agent.published
+        gid = _group_id(group) if group else -1
+        _make_room(path)
+        pool = futures.ThreadPoolExecutor(WORKERS, thread_name_prefix="mvps-local")
+        self._server = grpc.server(
+            pool,
+            maximum_concurrent_rpcs=4 * WORKERS,
+            options=[("grpc.max_receive_message_length", 64 * 1024), ("grpc.so_reuseport", 0)],
+        )
+        local_pb2_grpc.add_LocalServicer_to_server(  # type: ignore[no-untyped-call]
+            _Local(agent), self._server
+        )
+        # The socket is bound under this mask, so it is never open to others, not even for a moment.
+        before = os.umask(0o117)
+        try:
+            self._server.add_insecure_port(f"unix:{path}")
+        except RuntimeError:
+            raise LocalApiError(
+                f"cannot bind {path}: is its directory there and writable? Set [local] socket to another path"
+            ) from None
+        finally:
+            os.umask(before)
+        if gid >= 0:
+            try:
+                os.chown(path, -1, gid)
+            except OSError as error:
+                raise LocalApiError(
+                    f"cannot give {path} to group {group}: {error.strerror}; run the agent as a member of it"
+                ) from None
+        self._server.start()
+
+    def close(self) -> None:
+        """End all streams and remove the socket."""
+        self._published.end()
+        self._server.stop(grace=0.2).wait()
+        self._path.unlink(missing_ok=True)
+
+
+def _group_id(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise LocalApiError(
+            f'no group "{name}" on this host: groupadd --system {name}, or change [local] group'
+        ) from None
+
+
+def _make_room(path: Path) -> None:
+    """Refuse to take over a live socket or another file. gRPC itself replaces a socket that nobody serves."""
+    import socket
+
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise LocalApiError(f"cannot look at {path}: {error.strerror}") from None
+    if not stat.S_ISSOCK(mode):
+        raise LocalApiError(f"{path} exists and is no socket; remove it, or set [local] socket to another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return
+        except OSError as error:
+            raise LocalApiError(f"cannot connect to the old socket {path}: {error.strerror}") from None
+        else:
+            raise LocalApiError(f"another agent answers on {path}; stop it, or set [local] socket to another path")
+
+
+def tick_update(state: AgentState, missed: int = 0) -> pb.TickUpdate:
+    """The state as the live view wants it."""
+    return pb.TickUpdate(
+        snapshot=state.snapshot,
+        vantages=_vantages(state),
+        stream=state.stream,
+        missed=missed,
+    )
+
+
+def status(state: AgentState) -> pb.StatusResponse:
+    """The state as ``mvps status`` wants it."""
+    usage = metrics.process_usage()
+    response = pb.StatusResponse(
+        version=state.version,
+        vantage_id=state.vantage_id,
+        pid=os.getpid(),
+        started_ns=state.started_ns,
+        tick=state.snapshot.tick,
+        tick_period_ns=state.tick_ns,
+        ticks=pb.TickCounts(done=state.ticks, skipped={k: v for k, v in state.irregular.items() if v}),
+        vantages=_vantages(state),
+        stream=state.stream,
+        losses=LossTotals(by_cause=state.losses),
+        key_id=state.key_id,
+        resident_bytes=usage.resident_bytes,
+        cpu_seconds=usage.cpu_seconds,
+        config_path=state.config_path,
+    )
+    for surface in state.snapshot.surfaces:
+        response.surfaces.add(
+            name=surface.name,
+            phase=Phase.Value(f"PHASE_{metrics.phase_name(surface)}"),
+            calibrated_ticks=surface.calibrated_ticks,
+            needed_ticks=surface.needed_ticks,
+            baseline_id=surface.decision.baseline_id,
+        )
+    return response
+
+
+def explanation(state: AgentState, surface: str = "") -> pb.ExplainResponse:
+    """Decisions with their sentences, for one surface or all. KeyError for an unknown one."""
+    chosen = [s for s in state.snapshot.surfaces if surface in ("", s.name)]
+    if surface and not chosen:
+        raise KeyError(f'no surface "{surface}"; there are {", ".join(s.name for s in state.snapshot.surfaces)}')
+    response = pb.ExplainResponse(
+        tick=state.snapshot.tick,
+        tick_time_ns=state.snapshot.tick_time_ns,
+        surfaces=chosen,
+        sentences=[_with_problem(sentence(s), state.problems.get(s.name, "")) for s in chosen],
+    )
+    for copy in response.surfaces:
+        for observation in copy.observations:
+            for hashed in observation.objects.hashes:
+                if name := state.names.get(hashed, ""):
+                    observation.objects.names[hashed] = name
+    return response
+
+
+def _with_problem(text: str, problem: str) -> str:
+    return f"{text} It cannot end yet: {problem}." if problem else text
+
+
+def _vantages(state: AgentState) -> list[pb.VantageState]:
+    return [
+        pb.VantageState(name=name, surface=state.surface_of.get(name, ""), state=v.state, reason=v.reason)
+        for name, v in state.vantages.items()
+    ]
+
+
+class _Local(local_pb2_grpc.LocalServicer):
+    def __init__(self, agent: Agent):
+        self._agent = agent
+        self._watchers = threading.BoundedSemaphore(MAX_WATCHERS)
+
+    def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusResponse:  # noqa: N802
+        return status(self._agent.published.state)
+
+    def Watch(self, request: pb.WatchRequest, context: grpc.ServicerContext) -> Iterator[pb.TickUpdate]:  # noqa: N802
+        published = self._agent.published
+        version, missed, sent = published.version, 0, 0
+        backlog = published.recent(request.backlog) if request.backlog else []
+        for state in backlog[: request.ticks or None]:
+            sent += 1
+            yield tick_update(state)
+        for newest, state in self._changes(context, version):
+            if request.ticks and sent >= request.ticks:
+                return
+            missed += max(newest - version - 1, 0)
+            version = newest
+            sent += 1
+            yield tick_update(state, missed)
+            if request.ticks and sent >= request.ticks:
+                return
+
+    def Snapshots(  # noqa: N802
+        self, request: pb.SnapshotsRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.SnapshotsUpdate]:
+        version = self._agent.published.version
+        records = list(self._agent.uplink.records())
+        shown = records[-request.limit :] if request.limit else records
+        yield pb.SnapshotsUpdate(records=shown)
+        if not request.follow:
+            return
+        seen = {(r.counter, r.lane): r.state for r in records}
+        for _ in self._changes(context, version):
+            records = list(self._agent.uplink.records())
+            changed = [r for r in records if seen.get((r.counter, r.lane)) != r.state]
+            seen = {(r.counter, r.lane): r.state for r in records}
+            if changed:
+                yield pb.SnapshotsUpdate(records=changed)
+
+    def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainResponse:  # noqa: N802
+        try:
+            return explanation(self._agent.published.state, request.surface)
+        except KeyError as error:
+            context.abort(grpc.StatusCode.NOT_FOUND, str(error.args[0]))
+            raise  # abort() raises already
+
+    def AcceptBaseline(  # noqa: N802
+        self, request: pb.AcceptBaselineRequest, context: grpc.ServicerContext
+    ) -> pb.AcceptBaselineResponse:
+        try:
+            baseline = self._agent.accept_baseline(request.surface)
+        except (KeyError, ValueError) as error:
+            return pb.AcceptBaselineResponse(accepted=False, detail=str(error.args[0]))
+        return pb.AcceptBaselineResponse(accepted=True, detail=baseline)
+
+    def Reload(self, request: pb.ReloadRequest, context: grpc.ServicerContext) -> pb.ReloadResponse:  # noqa: N802
+        outcome = self._agent.reload()
+        return pb.ReloadResponse(applied=outcome.applied, needs_restart=outcome.needs_restart, error=outcome.error)
+
+    def _changes(self, context: grpc.ServicerContext, version: int) -> Iterator[tuple[int, AgentState]]:
+        """States as they are published, until client or server ends the call."""
+        if not self._watchers.acquire(blocking=False):
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{MAX_WATCHERS} watchers are connected already; close a `mvps top` or --follow",
+            )
+        try:
+            while context.is_active() and not self._agent.published.ended:
+                newest, state = self._agent.published.wait(version, IDLE_SECONDS)
+                if newest > version:
+                    version = newest
+                    yield newest, state
+        finally:
+            self._watchers.release()

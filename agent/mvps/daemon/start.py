@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts an agent together from its settings: attaches vantages, loads baselines, opens the road to the broker.
+
+Everything that can go wrong before the first tick goes wrong here, as :class:`StartError` with advice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from mvps.coherence.model import ModelSettings, SurfaceModel
+from mvps.daemon import baselines, log
+from mvps.daemon.config import Config
+from mvps.daemon.local_api import LocalApi, LocalApiError
+from mvps.daemon.notify import Notifier
+from mvps.daemon.service import Agent, NoUplink, Uplink
+from mvps.daemon.uplink import BrokerUplink
+from mvps.trust.counter import CounterError
+from mvps.trust.keys import KeySourceError, ObjectHasher, SecretKey, load_key
+from mvps.vantages.registry import VANTAGES, VantageSet, resolve_scope
+
+_log = log.logger("start")
+
+
+class Cause(Enum):
+    """What kind of thing keeps the agent from starting."""
+
+    SETTINGS = "settings"
+    PRIVILEGE = "privilege"
+
+
+class StartError(Exception):
+    """The agent cannot start; the message says what to do."""
+
+    def __init__(self, cause: Cause, message: str):
+        super().__init__(message)
+        self.cause = cause
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A put-together agent that has not ticked yet, and its local API (None when no socket is set)."""
+
+    agent: Agent
+    local_api: LocalApi | None
+
+    def run(self) -> None:
+        """Tick until stopped, then close everything."""
+        try:
+            self.agent.run()
+        finally:
+            if self.local_api:
+                self.local_api.close()
+
+
+def attach(settings: Config) -> VantageSet:
+    """Attach the configured vantages. StartError when a setting is wrong or none of them works."""
+    try:
+        names = settings.choose_vantages(tuple(VANTAGES))
+        scope = resolve_scope(settings.scope.cgroup, settings.scope.netns)
+    except (ValueError, FileNotFoundError) as error:
+        raise StartError(Cause.SETTINGS, str(error)) from None
+    vantages = VantageSet.open(names, scope, probe=settings.probe.plan())
+    if not vantages.surfaces():
+        # One reason is usually shared by all: say it once.
+        reasons = "; ".join(
+            dict.fromkeys(s.reason.removeprefix(f"loading {s.name}: ") for s in vantages.states().values())
+        )
+        vantages.close()
+        raise StartError(
+            Cause.PRIVILEGE, f"no vantage could be attached ({reasons}); `mvps doctor` says what is missing"
+        )
+    return vantages
+
+
+def start(settings: Config, config_path: str = "", *, notifier: Notifier | None = None, serve: bool = True) -> Started:
+    """Put an agent together. ``serve`` also opens the local API and /metrics.
+
+    Raises StartError; nothing stays attached or listening then.
+    """
+    with contextlib.ExitStack() as undo:
+        state_dir = _state_directory(settings)
+        key = _key(settings)
+        vantages = attach(settings)
+        undo.callback(vantages.close)
+        surfaces = vantages.surfaces()
+        model_settings = ModelSettings(
+            calibration_ticks=settings.baseline.calibration_ticks,
+            cutoff_mode=settings.baseline.cutoffs,
+            hysteresis=settings.baseline.hysteresis,
+        )
+        purposes = [_purpose(settings, model_settings, name, surfaces[name]) for name in surfaces]
+        models = {
+            p.surface: SurfaceModel(
+                p.surface, p.vantages, model_settings, baselines.load(state_dir, p) if state_dir else None
+            )
+            for p in purposes
+        }
+        saver = None
+        if state_dir:
+            saver = baselines.Saver(state_dir, purposes)
+            undo.callback(saver.close)
+        uplink = _uplink(settings, key, state_dir)
+        undo.callback(uplink.close)
+        # Without a broker nothing leaves the host, and a key of this run's own is as good as any.
+        hasher = ObjectHasher(key or SecretKey(secrets.token_bytes(32)), settings.vantage_id)
+        agent = Agent(settings, config_path, vantages, uplink, models, surfaces, saver, hasher, notifier)
+        local_api = None
+        if serve:
+            try:
+                local_api = LocalApi(agent, Path(settings.local.socket), settings.local.group)
+                undo.callback(local_api.close)
+                agent.start_metrics()
+            except (LocalApiError, OSError) as error:
+                raise StartError(Cause.SETTINGS, str(error)) from None
+        undo.pop_all()
+    log.event(
+        _log, logging.INFO, "started", vantage_id=settings.vantage_id, tick_ms=settings.agent.tick_ms,
+        surfaces=list(surfaces), broker=settings.broker.target, key_id=uplink.key_id,
+        metrics=settings.metrics.address if serve else "",
+    )  # fmt: skip
+    return Started(agent, local_api)
+
+
+def _state_directory(settings: Config) -> Path | None:
+    """The writable state directory; None, said in the log, when there is none and none is needed."""
+    path = Path(settings.agent.state_dir)
+    with contextlib.suppress(OSError):
+        path.mkdir(mode=0o750, exist_ok=True)
+    if path.is_dir() and os.access(path, os.W_OK | os.X_OK):
+        return path
+    if settings.broker.target:
+        raise StartError(
+            Cause.PRIVILEGE,
+            f"agent.state_dir {path} is not a writable directory, and sealing needs one for its counter: "
+            "create it for this user, or set another",
+        )
+    log.event(
+        _log, logging.WARNING, "no_state_dir", path=path, effect="every start calibrates anew",
+        advice="create it for the agent's user",
+    )  # fmt: skip
+    return None
+
+
+def _key(settings: Config) -> SecretKey | None:
+    if not settings.broker.target:
+        return None
+    try:
+        return load_key(settings.key.source)
+    except KeySourceError as error:
+        raise StartError(Cause.SETTINGS, f"key.source: {error}") from None
+
+
+def _uplink(settings: Config, key: SecretKey | None, state_dir: Path | None) -> Uplink:
+    if key is None or state_dir is None:
+        return NoUplink()
+    try:
+        return BrokerUplink.open(
+            settings.broker.target,
+            settings.vantage_id,
+            key,
+            settings.key.operator_id,
+            state_dir,
+            settings.broker.queue,
+        )
+    except CounterError as error:
+        raise StartError(Cause.SETTINGS, str(error)) from None
+    except ValueError as error:
+        raise StartError(Cause.SETTINGS, f"agent.vantage_id: {error}") from None
+
+
+def _purpose(settings: Config, model: ModelSettings, surface: str, vantages: tuple[str, ...]) -> baselines.Purpose:
+    # Cut-off mode, statistic and hysteresis act on a baseline and are not learned into it.
+    learned_with: dict[str, str | int | float] = {
+        "calibration_ticks": model.calibration_ticks,
+        "pseudo_count": model.pseudo_count,
+        "labels": model.labels,
+        "object_window": model.object_window,
+        "object_limit": model.object_limit,
+        "cgroup": settings.scope.cgroup,
+        "netns": settings.scope.netns,
+    }
+    plan = settings.probe.plan()
+    if plan and "path" in vantages:  # probing adds hop edges and fingerprints of its own
+        learned_with["probe"] = plan.to_json()
+    return baselines.Purpose(surface, vantages, settings.tick_ns, learned_with)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each check against a made-up host, and all of them against this one."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from mvps.cli import doctor
+from mvps.daemon.config import Config
+from mvps.trust.keys import generate_key
+
+
+def _put(root: Path, path: str, content: bytes) -> Path:
+    target = root / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("release", "level"), [("6.18.44-x", "ok"), ("6.1.0-9-amd64", "ok"), ("5.15.0", "warn"), ("odd", "warn")]
+)
+def test_kernel(release: str, level: str) -> None:
+    assert doctor.kernel(release).level == level
+
+
+def test_btf(tmp_path: Path) -> None:
+    assert "CONFIG_DEBUG_INFO_BTF" in doctor.btf(tmp_path).advice
+    _put(tmp_path, "sys/kernel/btf/vmlinux", b"not btf")
+    assert doctor.btf(tmp_path).level == "fail"
+    _put(tmp_path, "sys/kernel/btf/vmlinux", b"\x9f\xeb\x01\x00")
+    assert doctor.btf(tmp_path).level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("effective", "missing"),
+    [
+        (1 << 39 | 1 << 38 | 1 << 12, ""),
+        (1 << 21 | 1 << 12, ""),
+        (1 << 39 | 1 << 12, "CAP_PERFMON"),
+        (1 << 39 | 1 << 38, "CAP_NET_ADMIN"),
+        (0, "CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN"),
+    ],
+)
+def test_capabilities(tmp_path: Path, effective: int, missing: str) -> None:
+    _put(tmp_path, "proc/self/status", f"Name:\tx\nCapPrm:\t0\nCapEff:\t{effective:016x}\n".encode())
+    finding = doctor.capabilities(tmp_path)
+    assert finding.level == ("fail" if missing else "ok")
+    if missing:
+        assert finding.detail.endswith(f"lacks {missing}")
+
+
+def test_lockdown(tmp_path: Path) -> None:
+    assert doctor.lockdown(tmp_path).level == "ok"
+    _put(tmp_path, "sys/kernel/security/lockdown", b"none [integrity] confidentiality\n")
+    assert doctor.lockdown(tmp_path).level == "ok"
+    _put(tmp_path, "sys/kernel/security/lockdown", b"none integrity [confidentiality]\n")
+    assert doctor.lockdown(tmp_path).level == "fail"
+
+
+def test_psi_and_cgroups(tmp_path: Path) -> None:
+    assert "{cpu,io,memory}" in doctor.psi(tmp_path).detail
+    for name in ("cpu", "io", "memory"):
+        _put(tmp_path, f"proc/pressure/{name}", b"")
+    assert doctor.psi(tmp_path).level == "ok"
+    assert doctor.cgroups(tmp_path).level == "fail"
+    _put(tmp_path, "sys/fs/cgroup/unified/cgroup.controllers", b"")
+    assert doctor.cgroups(tmp_path).level == "ok"
+    _put(tmp_path, "sys/fs/cgroup/cgroup.controllers", b"")
+    assert doctor.cgroups(tmp_path).level == "ok"
+
+
+def _config(tmp_path: Path, target: str) -> Config:
+    return Config.model_validate(
+        {
+            "agent": {"state_dir": str(tmp_path)},
+            "key": {"source": str(tmp_path / "key")},
+            "broker": {"target": target},
+        }
+    )
+
+
+def test_key(tmp_path: Path) -> None:
+    config = _config(tmp_path, "127.0.0.1:1")
+    assert doctor.key(config).level == "fail"
+    generate_key(tmp_path / "key")
+    assert doctor.key(config).level == "ok"
+    (tmp_path / "key").chmod(0o644)
+    finding = doctor.key(config)
+    assert finding.level == "fail"
+    assert "chmod 600" in finding.detail + finding.advice
+    assert doctor.key(Config()).level == "ok"
+
+
+def test_broker(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        target = f"127.0.0.1:{listening.getsockname()[1]}"
+        assert doctor.broker(_config(tmp_path, target)).level == "ok"
+    assert doctor.broker(_config(tmp_path, target)).level == "fail"
+    assert doctor.broker(_config(tmp_path, f"unix:{tmp_path}/none")).level == "fail"
+    assert doctor.broker(Config()).level == "warn"
+
+
+def test_state_dir(tmp_path: Path) -> None:
+    assert doctor.state_dir(_config(tmp_path, "")).level == "ok"
+    assert doctor.state_dir(_config(tmp_path / "none", "")).level == "warn"
+
+
+def test_this_host_can_be_examined_and_every_complaint_has_advice() -> None:
+    findings = doctor.examine(Config())
+    assert len({f.check for f in findings}) == len(findings) == 12
+    assert all(f.advice for f in findings if f.level != "ok")

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The local API over a real Unix socket."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import socket
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from mvps.daemon.local_api import MAX_WATCHERS, LocalApi, LocalApiError
+from mvps.daemon.service import Agent
+from mvps.v1 import local_pb2 as pb
+from mvps.v1 import local_pb2_grpc
+from mvps.v1.snapshot_pb2 import Phase
+
+
+@pytest.fixture
+def agent(make_agent: Callable[..., Agent]) -> Agent:
+    return make_agent()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "agent.sock"
+
+
+@pytest.fixture
+def api(agent: Agent, path: Path) -> Iterator[LocalApi]:
+    api = LocalApi(agent, path)
+    yield api
+    api.close()
+
+
+@pytest.fixture
+def stub(api: LocalApi, path: Path) -> Iterator[local_pb2_grpc.LocalStub]:
+    with grpc.insecure_channel(f"unix:{path}") as channel:
+        yield local_pb2_grpc.LocalStub(channel)  # type: ignore[no-untyped-call]
+
+
+def test_status_says_what_the_agent_does(stub: Any, agent: Agent, ticks: Any) -> None:
+    for _ in range(62):
+        agent.work(ticks.next())
+    status = stub.Status(pb.StatusRequest(), timeout=5)
+    assert status.pid == os.getpid()
+    assert status.ticks.done == 62
+    assert {v.name: (v.surface, v.state) for v in status.vantages} == {
+        "mm": ("kernel", "ok"),
+        "blk": ("kernel", "ok"),
+        "path": ("dataplane", "ok"),
+    }
+    assert {s.name for s in status.surfaces} == {"kernel", "dataplane"}
+    assert all(len(s.baseline_id) == 16 for s in status.surfaces)
+    assert all(s.phase != Phase.PHASE_CALIBRATING for s in status.surfaces)
+    assert status.losses.by_cause["blk.objects_full"] == 3
+    assert status.resident_bytes > 1 << 20
+
+
+def test_watch_sends_backlog_then_each_tick(stub: Any, agent: Agent, ticks: Any) -> None:
+    for _ in range(3):
+        agent.work(ticks.next())
+    stream = stub.Watch(pb.WatchRequest(ticks=3, backlog=2), timeout=20)
+    old = [next(stream).snapshot.tick, next(stream).snapshot.tick]
+    ticking = threading.Event()
+
+    def tick_on() -> None:
+        while not ticking.wait(0.02):
+            agent.work(ticks.next())
+
+    worker = threading.Thread(target=tick_on)
+    worker.start()
+    fresh = next(stream).snapshot.tick
+    ticking.set()
+    worker.join()
+    assert old == [1_700_000_002, 1_700_000_003]
+    assert fresh > old[-1]
+    assert list(stream) == []
+
+
+def test_too_many_watchers_are_told_so_and_short_calls_still_answer(stub: Any) -> None:
+    watchers = [stub.Watch(pb.WatchRequest(), timeout=60) for _ in range(MAX_WATCHERS + 1)]
+    refused: list[grpc.RpcError] = []
+    done = threading.Semaphore(0)
+
+    def drain(stream: Any) -> None:
+        try:
+            list(stream)
+        except grpc.RpcError as error:
+            refused.append(error)
+        done.release()
+
+    threads = [threading.Thread(target=drain, args=(w,)) for w in watchers]
+    for thread in threads:
+        thread.start()
+    assert done.acquire(timeout=20)
+    assert refused[0].code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+    assert stub.Status(pb.StatusRequest(), timeout=5).pid == os.getpid()
+    for watcher in watchers:
+        watcher.cancel()
+    for thread in threads:
+        thread.join(20)
+
+
+def test_explain_has_a_sentence_and_names(stub: Any, agent: Agent, ticks: Any, vantages: Any) -> None:
+    for _ in range(62):
+        agent.work(ticks.next())
+    vantages.fault = 4
+    for _ in range(8):
+        agent.work(ticks.next())
+    answer = stub.Explain(pb.ExplainRequest(surface="kernel"), timeout=5)
+    assert len(answer.surfaces) == len(answer.sentences) == 1
+    assert "blk is farthest" in answer.sentences[0]
+    decision = answer.surfaces[0].decision
+    assert sum(c.value for c in decision.axis_contributions) == pytest.approx(decision.d2)
+    names = set(answer.surfaces[0].observations[0].objects.names.values())
+    assert {"unit-1.service", "unit-2.service"} <= names
+    assert not agent.published.state.snapshot.surfaces[0].observations[0].objects.names
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Explain(pb.ExplainRequest(surface="gpu"), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "kernel, dataplane" in caught.value.details()
+
+
+def test_accept_and_reload_say_why_they_refuse(stub: Any, agent: Agent) -> None:
+    runner = threading.Thread(target=agent.run)
+    runner.start()
+    answer = stub.AcceptBaseline(pb.AcceptBaselineRequest(surface="kernel"), timeout=15)
+    assert not answer.accepted
+    assert "no new level" in answer.detail
+    assert "without a settings file" in stub.Reload(pb.ReloadRequest(), timeout=5).error
+    agent.stop()
+    runner.join(15)
+
+
+def test_the_socket_is_for_owner_and_group_only(api: LocalApi, path: Path) -> None:
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changing a file's group needs root")
+def test_the_socket_belongs_to_the_configured_group(agent: Agent, path: Path) -> None:
+    group = next(g for g in grp.getgrall() if g.gr_gid != os.getegid())
+    api = LocalApi(agent, path, group.gr_name)
+    assert path.stat().st_gid == group.gr_gid
+    api.close()
+    assert not path.exists()
+
+
+def test_an_unknown_group_is_an_error_with_advice(agent: Agent, path: Path) -> None:
+    with pytest.raises(LocalApiError, match="groupadd"):
+        LocalApi(agent, path, "no-such-group")
+
+
+def test_a_live_socket_is_not_taken_over(api: LocalApi, agent: Agent, path: Path) -> None:
+    with pytest.raises(LocalApiError, match="another agent answers"):
+        LocalApi(agent, path)
+
+
+def test_a_dead_socket_is_replaced_and_a_file_is_not(agent: Agent, path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+        dead.bind(str(path))
+    LocalApi(agent, path).close()
+    path.write_text("precious")
+    with pytest.raises(LocalApiError, match="is no socket"):
+        LocalApi(agent, path)
+    assert path.read_text() == "precious"
+
+
+def test_a_missing_directory_is_an_error_with_advice(agent: Agent, tmp_path: Path) -> None:
+    with pytest.raises(LocalApiError, match="socket to another path"):
+        LocalApi(agent, tmp_path / "none" / "agent.sock")
+
+
+def test_closing_ends_watchers(agent: Agent, path: Path) -> None:
+    api = LocalApi(agent, path)
+    with grpc.insecure_channel(f"unix:{path}") as channel:
+        stub = local_pb2_grpc.LocalStub(channel)  # type: ignore[no-untyped-call]
+        stream = stub.Watch(pb.WatchRequest(), timeout=60)
+        ended = threading.Event()
+
+        def drain() -> None:
+            with contextlib.suppress(grpc.RpcError):
+                list(stream)
+            ended.set()
+
+        threading.Thread(target=drain).start()
+        stub.Status(pb.StatusRequest(), timeout=5)
+        api.close()
+        assert ended.wait(20)
+    assert not path.exists()
