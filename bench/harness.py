@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every benchmark shares: finding it, its result line, keeping the result of a full run."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench/results"
+WORK = ROOT / "bench/work"
+_NOT_BENCHMARKS = {"__init__", "harness"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One benchmark's outcome.
+
+    figure: the measured value in ``unit``; for several bars at once, the one that comes closest to failing.
+    bar: what it is held against. holds: whether every bar of this benchmark holds. details: everything else.
+    """
+
+    figure: float
+    unit: str
+    bar: float
+    holds: bool
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def names() -> list[str]:
+    """Names of all benchmarks."""
+    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _NOT_BENCHMARKS)
+
+
+def need_root() -> None:
+    """End with advice unless root."""
+    if os.geteuid() != 0:
+        raise SystemExit("bench: needs root (loads programs, makes cgroups and namespaces)")
+
+
+def _commit() -> str:
+    shown = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return shown.stdout.strip() or "unknown"
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point of bench/run."""
+    if arguments[:1] == ["--list"] or not arguments:
+        for name in names():
+            print(f"{name:10} {importlib.import_module(f'bench.{name}').SUMMARY}")
+        return 0
+    name, *rest = arguments
+    if name not in names():
+        print(f"bench: no benchmark {name!r}; there are {', '.join(names())}")
+        return 2
+    module = importlib.import_module(f"bench.{name}")
+    parser = argparse.ArgumentParser(prog=f"bench/run {name}", description=module.SUMMARY)
+    parser.add_argument("--full", action="store_true", help="long form; its result is kept in bench/results/")
+    if hasattr(module, "options"):
+        module.options(parser)
+    given = parser.parse_args(rest)
+    WORK.mkdir(exist_ok=True)
+    # Ended from outside, a benchmark still removes what it made.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(143))
+    result: Result = module.run(given)
+    line = {"bench": name, **asdict(result)}
+    if given.full:
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        kept = {**line, "date": now, "kernel": platform.release(), "commit": _commit(), "cpus": os.cpu_count()}
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")
+    print(json.dumps(line))
+    return 0 if result.holds else 1
