@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imports run one way (DESIGN.md section 2), and the pure packages stay pure."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+MVPS = Path(__file__).resolve().parents[1] / "agent/mvps"
+
+# Package -> packages of ours it may import. `v1` is the generated protobuf code.
+MAY_IMPORT = {
+    "coherence": set(),
+    "probes": set(),
+    "provoke": set(),
+    "trust": {"v1"},
+    "vantages": {"coherence", "probes"},
+    "stream": {"trust", "v1"},
+    "broker": {"coherence", "trust", "v1"},
+    "daemon": {"coherence", "probes", "stream", "trust", "vantages", "v1"},
+    "cli": {"broker", "coherence", "daemon", "probes", "provoke", "stream", "trust", "vantages", "v1"},
+}
+PURE = {"coherence": {"numpy"}}
+STANDARD_IO = {"asyncio", "io", "os", "pathlib", "random", "socket", "subprocess", "threading", "time"}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of everything a module imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+    return found
+
+
+def test_every_package_has_a_rule() -> None:
+    packages = {p.parent.name for p in MVPS.glob("*/__init__.py")} - {"v1"}
+    assert packages == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_run_one_way(package: str) -> None:
+    for path in (MVPS / package).glob("*.py"):
+        ours = {name.split(".")[1] for name in imports(path) if name.startswith("mvps.")}
+        assert ours - {package} <= MAY_IMPORT[package], path.name
+
+
+@pytest.mark.parametrize("package", PURE)
+def test_pure_packages_do_no_io_and_import_little(package: str) -> None:
+    for path in (MVPS / package).glob("*.py"):
+        tops = {name.split(".")[0] for name in imports(path)} - {"mvps"}
+        assert not tops & STANDARD_IO, path.name
+        assert tops - set(sys.stdlib_module_names) <= PURE[package], path.name
