@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvps.coherence.attribution import CONSEQUENCES, lead
+from mvps.coherence.attribution import CONSEQUENCES, REACH, lead
 
 NAMES = ["mm", "blk", "sock", "sched", "irq", "path", "path_tcp", "path_fib"]
 WATCH = dict.fromkeys(NAMES, 5.0)
@@ -15,13 +15,15 @@ WATCH = dict.fromkeys(NAMES, 5.0)
     ("own", "expected"),
     [
         ({"mm": 0.1, "blk": 4.9}, ""),
-        ({"mm": 6.0, "blk": 400.0, "irq": 30.0}, "mm"),
+        ({"mm": 6.0, "blk": 50.0, "irq": 400.0}, "mm"),
+        ({"mm": 6.0, "blk": 400.0, "irq": 30.0}, "blk"),  # too little reclaim for that much disk
         ({"mm": 4.0, "blk": 400.0, "irq": 30.0}, "blk"),
         ({"irq": 40.0}, "irq"),
-        ({"path_fib": 6.0, "path": 900.0, "sock": 50.0}, "path_fib"),
-        ({"path_fib": 0.0, "path": 900.0, "sock": 50.0}, "sock"),
+        ({"path_fib": 100.0, "path": 900.0, "sock": 50.0}, "path_fib"),
+        ({"path_fib": 0.0, "path": 400.0, "sock": 50.0}, "sock"),
         ({"path": 30.0, "path_tcp": 20.0}, "path"),
         ({"sched": 50.0, "sock": 60.0}, "sched"),
+        ({"sched": 6.0, "sock": 480.0, "irq": 30.0}, "sock"),  # a choked link on a slightly busy host
         ({"mm": 10.0, "sock": 90.0}, "sock"),  # neither explains the other: the farther one
     ],
 )
@@ -40,7 +42,9 @@ def test_the_lead_moved_and_is_explained_by_nobody(own: dict[str, float]) -> Non
     assert (found == "") == (not moved)
     if found:
         assert found in moved
-        assert not any(found in CONSEQUENCES.get(cause, ()) for cause in moved)
+        assert not any(
+            found in CONSEQUENCES.get(cause, ()) and own[found] <= REACH * own[cause] for cause in moved - {found}
+        )
 
 
 def test_consequences_have_no_cycle() -> None:
