@@ -31,6 +31,8 @@ class RejectReason(IntEnum):
     UNKNOWN_KEY = 13
     BAD_SEAL = 14
     TOO_MANY_VANTAGES = 15
+    WRONG_SCHEME = 16
+    REVOKED = 17
 
     REPLAYED = 20
     EQUIVOCATION = 21
@@ -42,6 +44,7 @@ class RejectReason(IntEnum):
     OVER_LIMIT = 27
     INVALID_VALUE = 28
     UNKNOWN_SCHEMA_VERSION = 29
+    EPOCH_RETIRED = 30
 
     # A reason this side does not know yet; never sent.
     OTHER = 63
