@@ -14,16 +14,30 @@ MVPS = Path(__file__).resolve().parents[1] / "agent/mvps"
 # Package -> packages of ours it may import. `v1` is the generated protobuf code.
 MAY_IMPORT = {
     "coherence": set(),
+    "interop": set(),
     "probes": set(),
     "provoke": set(),
     "trust": {"v1"},
     "vantages": {"coherence", "probes"},
     "stream": {"trust", "v1"},
+    "witness": {"trust"},
     "broker": {"coherence", "trust", "v1"},
     "daemon": {"coherence", "probes", "stream", "trust", "vantages", "v1"},
-    "cli": {"broker", "coherence", "daemon", "probes", "provoke", "stream", "trust", "vantages", "v1"},
+    "cli": {
+        "broker",
+        "coherence",
+        "daemon",
+        "interop",
+        "probes",
+        "provoke",
+        "stream",
+        "trust",
+        "v1",
+        "vantages",
+        "witness",
+    },
 }
-PURE = {"coherence": {"numpy"}}
+PURE = {"coherence": {"numpy"}, "interop": {"scapy"}}
 STANDARD_IO = {"asyncio", "io", "os", "pathlib", "random", "socket", "subprocess", "threading", "time"}
 
 
