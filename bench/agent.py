@@ -27,7 +27,8 @@ from mvps.cli.agent_client import CALL_SECONDS, agent_at
 from mvps.cli.exits import Failure
 from mvps.provoke.faults import Host
 from mvps.provoke.network import ProvokeError
-from mvps.trust.keys import generate_key
+from mvps.trust.keys import load_key
+from mvps.trust.solo import make_site
 from mvps.v1.local_pb2 import SnapshotRecord, SnapshotsRequest, StatusRequest, StatusResponse
 
 SUMMARY = "agent CPU at 1 Hz and 20 Hz, resident memory, start to first snapshot"
@@ -59,7 +60,8 @@ class RunningAgent:
         config.write_text(
             f'[agent]\ntick_ms = {tick_ms}\nvantage_id = "bench"\nstate_dir = "{directory}"\n'
             f"[baseline]\ncalibration_ticks = {CALIBRATION_TICKS}\n"
-            f'[key]\nsource = "{directory / "key"}"\n[broker]\ntarget = "{broker}"\n'
+            f'[trust]\nkey = "{directory / "bench.key"}"\noperator = "{_operator(directory)}"\n'
+            f'manifests = "{directory / "manifests"}"\n[broker]\ntarget = "{broker}"\n'
             f'[metrics]\naddress = "{self.metrics}"\n[local]\nsocket = "{self.socket}"\n'
         )
         self._log = directory / "agent.log"
@@ -131,6 +133,10 @@ class RunningAgent:
         return found
 
 
+def _operator(directory: Path) -> str:
+    return load_key(str(directory / "operator.key")).public.text
+
+
 def _unit() -> dict[str, str]:
     """Settings of the systemd unit that decide how the process is run."""
     lines = (ROOT / "systemd/mvps-agent.service").read_text().splitlines()
@@ -151,14 +157,17 @@ def _environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def site() -> Iterator[tuple[Path, str]]:
-    """A key and a broker process in a directory of their own: (directory, broker's address)."""
+    """Keys and a broker process in a directory of their own: (directory, broker's address)."""
     with tempfile.TemporaryDirectory(prefix="mvps-bench-", dir=WORK) as name:
         directory = Path(name)
-        generate_key(directory / "key")
+        made = make_site(directory, ["bench"], tick_ms=50)
         address = f"unix:{directory / 'broker.sock'}"
         command = [*_MVPS, "broker", "--listen", address, "--database", str(directory / "broker.db")]
         with (directory / "broker.log").open("w+") as log:
-            broker = subprocess.Popen([*command, "--key", f"*={directory / 'key'}"], stderr=log)
+            broker = subprocess.Popen(
+                [*command, "--key", made.broker_key, "--operator", made.operator, "--manifests", made.manifests],
+                stderr=log,
+            )
             try:
                 deadline = time.monotonic() + 15
                 while "listens" not in (directory / "broker.log").read_text():

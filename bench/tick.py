@@ -19,8 +19,7 @@ from typing import Any
 
 from bench.agent import BACKGROUND_RATE, RunningAgent, scheduling, site, standing_load
 from bench.harness import Result, need_root
-from mvps.trust.keys import load_key
-from mvps.trust.seal import Purpose, Sealer
+from mvps.trust.seal import HmacKey, Purpose, Sealer
 
 SUMMARY = "tick boundary to sealed snapshot, p99, at rest and under disk saturation"
 BAR_MS = 5.0
@@ -56,10 +55,10 @@ def _device_busy_ms() -> dict[str, int]:
     return {line[2]: int(line[12]) for line in lines}
 
 
-def _seal_ms(directory: Path, size: int) -> float:
+def _seal_ms(size: int) -> float:
     """Median time to seal a body of this size."""
     counter = iter(range(1 << 30))
-    sealer = Sealer(load_key(str(directory / "key")), "bench", Purpose.SNAPSHOT, lambda _lane: next(counter))
+    sealer = Sealer(HmacKey(bytes(range(32)), bytes(8)), "bench", Purpose.SNAPSHOT, lambda _: next(counter), epoch_id=1)
     body, taken = b"\0" * size, []
     for _ in range(500):
         begun = time.perf_counter_ns()
@@ -68,7 +67,7 @@ def _seal_ms(directory: Path, size: int) -> float:
     return statistics.median(taken) / 1e6
 
 
-def phase(agent: RunningAgent, directory: Path, seconds: float) -> dict[str, Any]:
+def phase(agent: RunningAgent, seconds: float) -> dict[str, Any]:
     """Samples of all ticks of the next ``seconds``."""
     sealed_ns: dict[int, int] = {}
     sizes: list[int] = []
@@ -84,7 +83,7 @@ def phase(agent: RunningAgent, directory: Path, seconds: float) -> dict[str, Any
     ran_after, after = _tick_thread(agent), _metrics(agent)
     grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
     worked = max(grown["mvps_sealed_after_seconds_count"], 1.0)
-    seal_ms = _seal_ms(directory, round(statistics.median(sizes)))
+    seal_ms = _seal_ms(round(statistics.median(sizes)))
     after_ms = [(at - tick * TICK_MS * 1_000_000) / 1e6 + seal_ms for tick, at in sealed_ns.items()]
     missing = max(sealed_ns) - first + 1 - len(sealed_ns)
     ordered = sorted(after_ms + [float(TICK_MS)] * missing)
@@ -112,10 +111,10 @@ def run(given: argparse.Namespace) -> Result:
     with standing_load() as host, site() as (directory, broker), RunningAgent(directory, broker, TICK_MS) as agent:
         agent.first_record()
         agent.wait_until_decided()
-        phases["at rest"] = phase(agent, directory, seconds)
+        phases["at rest"] = phase(agent, seconds)
         host.start("blk")
         time.sleep(2.0)
-        phases["disk saturated"] = phase(agent, directory, seconds)
+        phases["disk saturated"] = phase(agent, seconds)
         host.stop()
         states = {one.name: one.state for one in agent.status().vantages}
     for name, one in phases.items():

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from wire_samples import Host, new_host, snapshot
+from wire_samples import Host, broker_epochs, new_host, snapshot
 
 from mvps.broker.admission import Admission
 from mvps.broker.recheck import DecisionCheck
@@ -14,7 +14,7 @@ from mvps.broker.store import Kept
 from mvps.coherence.model import ModelSettings, SurfaceModel
 from mvps.coherence.observation import HIST_BINS, Observation, Scale
 from mvps.trust.replay import Window
-from mvps.trust.seal import Keyring, parse_header
+from mvps.trust.seal import parse_header
 from mvps.v1 import snapshot_pb2 as pb
 
 SCALE = Scale("ns", 1024.0, 1e5)
@@ -109,7 +109,7 @@ def test_a_mismatch_is_flagged_and_the_snapshot_accepted(model: SurfaceModel) ->
     body.baselines.add(id=model.baseline.baseline_id, surface="kernel", json=model.baseline.to_json())
     sealed = host.seal(body, tick=body.tick)
     parse_snapshot(sealed.body, parse_header(sealed.header), Window())
-    decides = Admission(Keyring({"*": host.key}), Window(), max_vantages=1)
+    decides = Admission(broker_epochs(host.site), Window(), max_vantages=1)
     verdict = decides.judge(sealed, body.tick_time_ns + 10**9)
     assert verdict.reason is None
     assert verdict.row is not None

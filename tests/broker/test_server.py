@@ -2,7 +2,6 @@
 """The broker over real gRPC: loopback TCP and Unix sockets, port 0."""
 
 import asyncio
-import os
 import socket
 import sqlite3
 import stat
@@ -14,11 +13,10 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from wire_samples import SECOND, Host, now_tick, settings, snapshot
+from wire_samples import SECOND, Host, new_host, now_tick, settings, snapshot
 
 from mvps.broker.server import Broker, BrokerError, EmbeddedBroker, serve
 from mvps.broker.store import StoreError
-from mvps.trust.keys import SecretKey
 from mvps.trust.limits import MAX_BATCH_ITEMS, NONCE_BYTES
 from mvps.trust.reasons import RejectReason
 from mvps.trust.seal import Lane, Sealed
@@ -30,12 +28,12 @@ NONCE = bytes(range(NONCE_BYTES))
 
 @asynccontextmanager
 async def running(folder: Path, **changes: object) -> AsyncIterator[tuple[Broker, Host, stream_pb2_grpc.BrokerStub]]:
-    chosen, key = settings(folder, **changes)
+    chosen, site = settings(folder, **changes)
     broker = Broker(chosen)
     try:
         await broker.start()
         async with grpc.aio.insecure_channel(broker.address) as channel:
-            yield broker, Host(key), stream_pb2_grpc.BrokerStub(channel)
+            yield broker, Host(site), stream_pb2_grpc.BrokerStub(channel)
     finally:
         await broker.stop()
 
@@ -157,12 +155,12 @@ async def test_unvouched_items_are_counted_and_end_the_stream(
 
 async def test_another_key_is_named_by_its_id(tmp_path: Path) -> None:
     async with running(tmp_path) as (_, host, stub):
-        stranger = Host(SecretKey(os.urandom(32)))
+        stranger = new_host()
         call = stub.Stream()
         await call.write(batch(stranger.seal()))
         _, said = await status_of(call)
-        assert stranger.key.key_id.hex() in said
-        assert host.key.key_id.hex() in said
+        assert stranger.key.public.key_id.hex() in said
+        assert host.key.public.key_id.hex() in said
 
 
 @pytest.mark.parametrize(
@@ -244,7 +242,7 @@ async def test_a_commit_that_fails_acknowledges_nothing_and_loses_nothing(tmp_pa
 
 async def test_streams_of_several_vantages_are_answered_under_their_own_seals(tmp_path: Path) -> None:
     async with running(tmp_path) as (_, host, stub):
-        other = Host(host.key, "host-2")
+        other = Host(host.site, "host-2")
         call = stub.Stream()
         await call.write(batch(host.seal(), other.seal()))
         answer = await call.read()

@@ -5,6 +5,7 @@ import pytest
 from pydantic import ValidationError
 from wire_samples import settings
 
+from mvps.broker.epoch_watch import EpochWatch
 from mvps.broker.settings import BrokerSettings
 from mvps.trust.keys import KeySourceError
 
@@ -13,7 +14,6 @@ from mvps.trust.keys import KeySourceError
     "wrong",
     [
         {"keys": {}},
-        {"keys": {"a b": "/k"}},
         {"unknown": 1},
         {"retention_s": 0},
         {"max_streams": 0},
@@ -26,12 +26,12 @@ def test_wrong_settings_are_refused(tmp_path: Path, wrong: dict[str, object]) ->
 
 
 def test_an_exposed_key_stops_the_start(tmp_path: Path) -> None:
-    good, _ = settings(tmp_path)
-    (tmp_path / "key").chmod(0o644)
+    good, site = settings(tmp_path)
+    site.broker_key.chmod(0o644)
     with pytest.raises(KeySourceError, match="chmod 600"):
-        good.keyring()
+        EpochWatch(good)
 
 
 def test_backfill_reaches_back_as_far_as_history() -> None:
-    window = BrokerSettings(keys={"*": "/k"}, retention_s=7200).window()
+    window = BrokerSettings(retention_s=7200).window()
     assert window.backfill_past_ns == 7200 * 10**9

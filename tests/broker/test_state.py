@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import time
 
-from wire_samples import Host, new_host, now_tick, snapshot
+from wire_samples import Host, broker_epochs, new_host, now_tick, snapshot
 
 from mvps.broker.admission import Admission, Verdict
 from mvps.broker.state import FleetState
 from mvps.trust.reasons import RejectReason
 from mvps.trust.replay import Window
-from mvps.trust.seal import Keyring, Lane
+from mvps.trust.seal import Lane
 
 
 def judge(decides: Admission, host: Host, tick: int, lane: Lane = Lane.LIVE) -> Verdict:
@@ -16,7 +16,7 @@ def judge(decides: Admission, host: Host, tick: int, lane: Lane = Lane.LIVE) -> 
 
 def setting() -> tuple[FleetState, Admission, Host]:
     host = new_host()
-    return FleetState(), Admission(Keyring({"*": host.key}), Window(), max_vantages=9), host
+    return FleetState(), Admission(broker_epochs(host.site), Window(), max_vantages=9), host
 
 
 def test_counts_and_missed_ticks() -> None:

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
 import os
+import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -11,10 +14,14 @@ import pytest
 from wire_samples import Host, new_host
 
 from mvps.broker.store import Kept, Row, Store, StoreError
+from mvps.trust.checkpoint import Checkpoint
+from mvps.trust.evidence_log import leaf_of
 from mvps.trust.limits import MAX_BASELINES_KEPT
+from mvps.trust.merkle import Tree, included, leaf_hash
+from mvps.trust.note import Note, NoteSignature
 from mvps.trust.reasons import RejectReason
 from mvps.trust.replay import Recorded
-from mvps.trust.seal import parse_header
+from mvps.trust.seal import Sealed, parse_header
 
 Open = Callable[..., Store]
 
@@ -44,22 +51,42 @@ def row(host: Host, *, reason: RejectReason | None = None, received_ns: int = 0,
     )
 
 
+def stored(*rows: Row, first_leaf: int = 0) -> list[Row]:
+    """Rows as the store gives them back."""
+    found = []
+    for each in rows:
+        leaf = None if each.reason else first_leaf
+        first_leaf += each.reason is None
+        sealed = Sealed(b"", b"", b"") if each.reason else each.sealed
+        found.append(each._replace(leaf=leaf, sealed=sealed, stored_digest=each.sealed.digest))
+    return found
+
+
+def files(store: Store) -> dict[str, bytes]:
+    folder = Path(f"{store._path}.evidence")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 async def test_rows_survive_reopening(reopen: Open) -> None:
     host = new_host()
     rows = [row(host), row(host, reason=RejectReason.MALFORMED), row(host)]
     await reopen().submit(rows, 0)
     store = reopen()
-    assert store.replay_state() == {("host-1", 0, 1): rows[-1].counter}
+    assert store.replay_state() == {("host-1", rows[0].epoch_id, 1): rows[-1].counter}
+    rows = stored(*rows)
     assert store.history("host-1", 0, 10) == sorted(rows, key=lambda r: (r.received_ns, r.counter), reverse=True)
     (known,) = store.vantages()
     assert (known.accepted, known.latest) == (2, rows[-1])
+    assert [r.digest for r in rows] == [r.stored_digest for r in rows]
+    assert store.find("host-1", rows[1].epoch_id, 1, rows[1].counter) == rows[1]
+    assert store.find("host-1", rows[1].epoch_id, 2, rows[1].counter) is None
 
 
 async def test_values_of_64_bits_survive(reopen: Open) -> None:
     extreme = row(new_host())._replace(counter=2**64 - 1, epoch_id=2**63, tick=2**64 - 1)
     store = reopen()
     await store.submit([extreme], 0)
-    assert store.history("host-1", 0, 1) == [extreme]
+    assert store.history("host-1", 0, 1) == stored(extreme)
     assert store.replay_state() == {("host-1", 2**63, 1): 2**64 - 1}
 
 
@@ -76,7 +103,7 @@ async def test_lookups_see_the_commit_they_came_with(reopen: Open) -> None:
 
 async def test_database_is_private_and_has_one_owner(reopen: Open, tmp_path: Path) -> None:
     await reopen().submit([row(new_host())], 0)
-    for path in tmp_path.iterdir():
+    for path in tmp_path.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
     with pytest.raises(StoreError, match="another broker"):
         Store(tmp_path / "broker.db", retention_s=1, max_bytes=1 << 20)
@@ -95,7 +122,8 @@ async def test_full_disk_fails_the_commit_and_everything_built_on_it(reopen: Ope
         with pytest.raises(StoreError, match=r"cannot grow|send again"):
             await future
     assert store.fence == 1
-    assert "free space" in store.error
+    assert "cannot grow: raise database_max_mib" in store.error
+    assert store.evidence.head.size == 1
     assert len(failures) == 2
     with pytest.raises(StoreError, match="send again"):
         await store.submit([row(host)], 0)
@@ -103,15 +131,17 @@ async def test_full_disk_fails_the_commit_and_everything_built_on_it(reopen: Ope
     await store.submit([after], store.fence)
     assert store.error == ""
     assert committed == [first, after]
-    assert store.replay_state() == {("host-1", 0, 1): after.counter}
+    assert store.replay_state() == {("host-1", after.epoch_id, 1): after.counter}
 
 
 async def test_locked_database_fails_and_recovers(reopen: Open, tmp_path: Path) -> None:
     store = reopen()
     other = sqlite3.connect(tmp_path / "broker.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
+    before = files(store)
     with pytest.raises(StoreError, match="locked by another program"):
         await store.submit([row(new_host())], store.fence)
+    assert files(store) == before
     other.execute("ROLLBACK")
     other.close()
     await store.submit([row(new_host())], store.fence)
@@ -138,6 +168,7 @@ async def test_history_is_bounded_and_newest_first(reopen: Open) -> None:
     rows = [row(host, received_ns=start + i) for i in range(5)]
     store = reopen()
     await store.submit(rows, 0)
+    rows = stored(*rows)
     assert store.history("host-1", start + 2, 2) == [rows[4], rows[3]]
     assert store.history("other", 0, 10) == []
 
@@ -162,5 +193,152 @@ async def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     other.close()
     with pytest.raises(StoreError, match="schema 99"):
         Store(path, retention_s=1, max_bytes=1 << 20)
+    path.unlink()
+    with sqlite3.connect(path) as other:
+        other.execute("PRAGMA user_version = 1")
+    other.close()
+    with pytest.raises(StoreError, match=r"no released broker wrote.*start again"):
+        Store(path, retention_s=1, max_bytes=1 << 20)
     with pytest.raises(StoreError, match=r"does .* exist"):
         Store(tmp_path / "absent" / "broker.db", retention_s=1, max_bytes=1 << 20)
+
+
+async def test_accepted_snapshots_are_leaves_and_rejected_ones_are_not(reopen: Open) -> None:
+    host = new_host()
+    rows = [row(host), row(host, reason=RejectReason.MALFORMED), row(host), row(new_host("host-2"))]
+    store = reopen()
+    await store.submit(rows[:2], 0)
+    await store.submit(rows[2:], 0)
+    leaves = [leaf_of(each.sealed) for each in rows if each.reason is None]
+    tree = Tree()
+    tree.append(map(leaf_hash, leaves))
+    assert reopen().evidence.head == tree.head
+    store = reopen()
+    found = store.find("host-2", rows[3].epoch_id, 1, rows[3].counter)
+    assert found is not None
+    assert found.leaf == 2
+    assert included(leaf_hash(leaves[2]), 2, tree.head, store.evidence.inclusion(2, 3))
+    # A rejected body could be anything, so none of it is kept.
+    on_disk = b"".join(path.read_bytes() for path in store._path.parent.rglob("*") if path.is_file())
+    assert rows[0].sealed.body in on_disk
+    assert rows[1].sealed.tag in on_disk  # the digest of scheme 1
+    assert rows[1].sealed.header not in on_disk
+
+
+async def test_a_transaction_that_fails_takes_its_leaves_back(reopen: Open) -> None:
+    store = reopen()
+    host = new_host()
+    first = row(host)
+    await store.submit([first], 0)
+    before = files(store)
+    with pytest.raises(StoreError, match="UNIQUE"):
+        await store.submit([row(host), first], store.fence)
+    assert files(store) == before
+    following = row(host)
+    await store.submit([following], store.fence)
+    store = reopen()
+    assert store.history("host-1", 0, 10) == stored(first, following)[::-1]
+
+
+async def test_retention_removes_segments_and_keeps_what_silent_vantages_said_last(reopen: Open) -> None:
+    store = reopen(retention_s=100.0, segment_bytes=1)
+    long_ago = time.time_ns() - 1000 * 10**9
+    host, silent = new_host(), new_host("silent")
+    last = row(silent, received_ns=long_ago)
+    for each in (row(silent, received_ns=long_ago), last, row(host, received_ns=long_ago), row(host), row(host)):
+        await store.submit([each], 0)
+    store = reopen(retention_s=100.0, segment_bytes=1)
+    assert store.evidence.first == 0
+    await store.submit([row(host)], 0)  # prunes: the first commit after opening
+    while store.evidence.first == 0:
+        await asyncio.sleep(0.01)
+    assert store.evidence.first == 3
+    kept = [content for name, content in files(store).items() if name.startswith("leaves-")]
+    assert len(kept) == 3
+    assert store.evidence.bytes_kept == sum(map(len, kept))
+    for again in (False, True):
+        reopened = reopen() if again else store
+        assert reopened.history("silent", 0, 10) == stored(last, first_leaf=1)
+        latest = {known.vantage_id: known.latest for known in reopened.vantages()}
+        assert latest["silent"] == stored(last, first_leaf=1)[0]
+        assert latest["host-1"].leaf == 5
+        leaf = leaf_of(latest["silent"].sealed)
+        assert included(leaf_hash(leaf), 1, reopened.evidence.head, reopened.evidence.inclusion(1, 6))
+    store = reopen()
+    await store.submit([row(silent)], 0)
+    with sqlite3.connect(store._path) as db:
+        assert db.execute("SELECT count(*) FROM vantages WHERE kept IS NOT NULL").fetchone() == (0,)
+    db.close()
+
+
+async def test_a_snapshot_changed_on_disk_is_not_shown(reopen: Open) -> None:
+    store = reopen()
+    await store.submit([row(new_host())], 0)
+    path = Path(f"{store._path}.evidence/leaves-{0:020d}")
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match=r"leaf 0 in .* was changed on disk"):
+        store.history("host-1", 0, 10)
+    with pytest.raises(StoreError, match=r"leaves-0+ .*backup"):
+        reopen()
+
+
+async def test_a_lost_database_does_not_take_the_log_with_it(reopen: Open) -> None:
+    store = reopen()
+    await store.submit([row(new_host())], 0)
+    text = Checkpoint("log", *store.evidence.head).text
+    store.evidence.checkpoints.append(Note(text, (NoteSignature("log", b"key-", bytes(64)),)))
+    store.close()
+    before = files(store)
+    for path in store._path.parent.glob("broker.db*"):
+        if path.is_file():
+            path.unlink()
+    with pytest.raises(StoreError, match="the database is older than this folder"):
+        reopen()
+    assert files(store) == before
+
+
+_SENDER = """
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_store import row
+from wire_samples import new_host
+from mvps.broker.store import Store
+
+async def main():
+    store = Store(Path(sys.argv[1]), retention_s=3600, max_bytes=1 << 30, segment_bytes=20_000)
+    host = new_host()
+    while True:
+        rows = [row(host) for _ in range(7)]
+        await store.submit(rows, 0)
+        print(rows[-1].counter, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("answers", [1, 30])
+async def test_what_was_acknowledged_survives_kill_9(reopen: Open, tmp_path: Path, answers: int) -> None:
+    sender = subprocess.Popen(
+        [sys.executable, "-c", _SENDER, str(tmp_path / "broker.db"), str(Path(__file__).parent)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert sender.stdout is not None
+    acknowledged = [int(sender.stdout.readline()) for _ in range(answers)]
+    sender.send_signal(signal.SIGKILL)
+    acknowledged += [int(line) for line in sender.stdout]
+    sender.wait()
+    sender.stdout.close()
+    store = reopen(segment_bytes=20_000)
+    history = store.history("host-1", 0, 1_000_000)
+    counters = [each.counter for each in history]
+    assert counters == list(range(counters[0], counters[-1] - 1, -1))
+    assert counters[0] >= acknowledged[-1]
+    assert store.evidence.head.size == len(counters) == counters[0] - (1 << 32) + 1
+    tree = Tree()
+    tree.append(leaf_hash(leaf_of(each.sealed)) for each in reversed(history))
+    assert tree.head == store.evidence.head
+    assert store.replay_state() == {("host-1", history[0].epoch_id, 1): counters[0]}

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
-import os
+import atexit
+import shutil
 import struct
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mvps.broker.settings import BrokerSettings
-from mvps.trust.keys import SecretKey, generate_key
-from mvps.trust.seal import Keyring, Lane, Purpose, Sealed, Sealer, Verifier
+from mvps.trust.epochs import Epochs
+from mvps.trust.keys import SecretKey, load_key
+from mvps.trust.manifest import Profile
+from mvps.trust.seal import Lane, Purpose, Sealed, Sealer, Verifier
+from mvps.trust.solo import Site, make_site
 from mvps.v1 import snapshot_pb2 as pb
 
 SECOND = 10**9
@@ -80,14 +85,16 @@ class Counting:
         return self.value - 1
 
 
-@dataclass
 class Host:
-    """One vantage with its key."""
+    """One vantage with its key, under the first epoch of its site."""
 
-    key: SecretKey
-    vantage_id: str = "host-1"
-
-    def __post_init__(self) -> None:
+    def __init__(self, site: Site, vantage_id: str = "host-1", key: SecretKey | None = None) -> None:
+        self.site = site
+        self.vantage_id = vantage_id
+        self.key = key or load_key(str(site.host_keys[vantage_id]))
+        self.epochs = Epochs.of_agent([self.key], vantage_id)
+        self.epochs.add(site.manifest)
+        self.epoch_id = site.manifest.epoch_id
         self.counter = Counting()
 
     def seal(
@@ -103,29 +110,45 @@ class Host:
         if body is None:
             body = snapshot(self.vantage_id, tick)
         content = body if isinstance(body, bytes) else body.SerializeToString()
-        return Sealer(self.key, self.vantage_id, purpose, self.counter, clock=clock).seal(content, tick, lane)
+        key = self.epochs.sealing_key(self.vantage_id, self.epoch_id, purpose)
+        sealer = Sealer(key, self.vantage_id, purpose, self.counter, epoch_id=self.epoch_id, clock=clock)
+        return sealer.seal(content, tick, lane)
 
     def acks(self) -> Verifier:
-        return Verifier(Keyring({self.vantage_id: self.key}), Purpose.CONTROL)
+        return Verifier(self.epochs, Purpose.CONTROL)
+
+
+def new_site(folder: Path | None = None, *names: str, profile: Profile = Profile.CWT) -> Site:
+    """A site whose only epoch began two days ago."""
+    folder = folder or Path(tempfile.mkdtemp(prefix="mvps-site-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    begun = int(time.time()) - 2 * 86400
+    return make_site(folder, names or ("host-1", "host-2"), from_s=begun, valid_s=3 * 86400, profile=profile)
+
+
+def broker_epochs(site: Site) -> Epochs:
+    """The epochs as the site's broker sees them."""
+    epochs = Epochs.of_broker([load_key(str(site.broker_key))])
+    epochs.add(site.manifest)
+    return epochs
 
 
 def new_host(vantage_id: str = "host-1") -> Host:
-    return Host(SecretKey(os.urandom(32)), vantage_id)
+    return Host(new_site(None, vantage_id), vantage_id)
 
 
-def settings(folder: Path, **changes: object) -> tuple[BrokerSettings, SecretKey]:
-    """Settings of a broker on a free loopback port that admits every vantage with one key."""
-    path = folder / "key"
-    key = generate_key(path) if not path.exists() else _again(path)
+_SITES: dict[Path, Site] = {}
+
+
+def settings(folder: Path, **changes: object) -> tuple[BrokerSettings, Site]:
+    """Settings of a broker on a free loopback port, and its site: the same one for the same folder."""
+    site = _SITES.get(folder) or _SITES.setdefault(folder, new_site(folder / "site"))
     values: dict[str, object] = {
         "listen": "127.0.0.1:0",
         "database": folder / "broker.db",
-        "keys": {"*": str(path)},
+        "key": str(site.broker_key),
+        "operator": site.operator,
+        "manifests": site.manifests,
     }
-    return BrokerSettings.model_validate(values | changes), key
-
-
-def _again(path: Path) -> SecretKey:
-    from mvps.trust.keys import load_key
-
-    return load_key(str(path))
+    return BrokerSettings.model_validate(values | changes), site

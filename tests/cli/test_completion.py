@@ -44,6 +44,10 @@ def test_the_script_is_valid_for_its_shell(shell: str, capsys: pytest.CaptureFix
         (["mvps", "run", "--provoke", ""], ["mm", "blk", "cpu", "sock", "path"]),
         (["mvps", "completion", "z"], ["zsh"]),
         (["mvps", "--debug", "doc"], ["doctor"]),
+        (["mvps", "key", "gen"], ["generate"]),
+        (["mvps", "key", "generate", "op"], ["operator"]),
+        (["mvps", "epoch", "new", "--operator-"], ["--operator-id"]),
+        (["mvps", "epoch", "new", "--profile", ""], ["cwt", "trust"]),
     ],
 )
 def test_bash_completes(

@@ -10,7 +10,7 @@ import pytest
 
 from mvps.cli import doctor
 from mvps.daemon.config import Config
-from mvps.trust.keys import generate_key
+from mvps.trust.keys import Kind, generate_key
 
 
 def _put(root: Path, path: str, content: bytes) -> Path:
@@ -77,7 +77,7 @@ def _config(tmp_path: Path, target: str) -> Config:
     return Config.model_validate(
         {
             "agent": {"state_dir": str(tmp_path)},
-            "key": {"source": str(tmp_path / "key")},
+            "trust": {"key": str(tmp_path / "key")},
             "broker": {"target": target},
         }
     )
@@ -86,7 +86,7 @@ def _config(tmp_path: Path, target: str) -> Config:
 def test_key(tmp_path: Path) -> None:
     config = _config(tmp_path, "127.0.0.1:1")
     assert doctor.key(config).level == "fail"
-    generate_key(tmp_path / "key")
+    generate_key(tmp_path / "key", Kind.HOST)
     assert doctor.key(config).level == "ok"
     (tmp_path / "key").chmod(0o644)
     finding = doctor.key(config)
@@ -111,5 +111,5 @@ def test_state_dir(tmp_path: Path) -> None:
 
 def test_this_host_can_be_examined_and_every_complaint_has_advice() -> None:
     findings = doctor.examine(Config())
-    assert len({f.check for f in findings}) == len(findings) == 12
+    assert len({f.check for f in findings}) == len(findings) == 13
     assert all(f.advice for f in findings if f.level != "ok")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,8 @@ import pytest
 from mvps.cli import exits
 from mvps.cli.main import VERBS, overview, parser_of
 from mvps.daemon.config import Config, parse
+from mvps.trust.keys import Kind, generate_key
+from mvps.trust.solo import make_site
 
 
 def mvps(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -125,35 +126,38 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in done.stderr
 
 
-def test_a_key_is_made_once_and_private(tmp_path: Path) -> None:
-    path = tmp_path / "agent.key"
-    first = mvps("key", "new", str(path))
-    assert first.returncode == 0
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    secret = path.read_text().strip()
-    assert secret.split(":")[1] not in first.stdout + first.stderr
-    again = mvps("key", "new", str(path))
-    assert again.returncode == exits.NOT_PERMITTED
-    assert path.read_text().strip() == secret
-
-
 def test_an_agent_with_a_broker_and_no_key_says_how_to_get_one(tmp_path: Path) -> None:
     path = tmp_path / "agent.toml"
+    operator = generate_key(tmp_path / "operator.key", Kind.OPERATOR).public.text
     path.write_text(
-        f'[agent]\nstate_dir = "{tmp_path}"\n[broker]\ntarget = "127.0.0.1:1"\n[key]\nsource = "{tmp_path}/key"\n'
+        f'[agent]\nstate_dir = "{tmp_path}"\n[broker]\ntarget = "127.0.0.1:1"\n'
+        f'[trust]\nkey = "{tmp_path}/key"\noperator = "{operator}"\n'
     )
     done = mvps("agent", "--config", str(path))
     assert done.returncode == exits.USAGE
-    assert "key.source: no key at" in done.stderr
+    assert "trust.key: no key at" in done.stderr
 
 
-def test_a_broker_without_keys_or_with_a_bad_setting_has_code_two(tmp_path: Path) -> None:
-    assert "--key" in mvps("broker", "--listen", "127.0.0.1:0").stderr
+def test_a_broker_without_a_key_or_with_a_bad_setting_has_code_two(tmp_path: Path) -> None:
+    done = mvps("broker", "--listen", "127.0.0.1:0", "--key", str(tmp_path / "none"))
+    assert done.returncode == exits.USAGE
+    assert "mvps key generate broker" in done.stderr
     path = tmp_path / "broker.toml"
-    path.write_text('listne = "x"\n[keys]\n"*" = "/nowhere"\n')
+    path.write_text('listne = "x"\n')
     done = mvps("broker", "--config", str(path))
     assert done.returncode == exits.USAGE
     assert "listne" in done.stderr
+
+
+def test_a_broker_without_a_manifest_says_how_to_get_one(tmp_path: Path) -> None:
+    site = make_site(tmp_path, ["host-1"])
+    (tmp_path / "empty").mkdir()
+    done = mvps(
+        *("broker", "--listen", f"unix:{tmp_path}/b.sock", "--database", str(tmp_path / "b.db")),
+        *("--key", str(site.broker_key), "--operator", site.operator, "--manifests", str(tmp_path / "empty")),
+    )
+    assert done.returncode == exits.USAGE
+    assert "mvps epoch new" in done.stderr
 
 
 @pytest.mark.parametrize("tick", ["soon", "10ms", "61s", "-1s", ""])

@@ -64,7 +64,7 @@ def test_effective_settings_round_trip(tick: int, vantages: list[str], cgroup: s
         ('[broker]\n\ntarget = "broker"\n', 3, "not an address"),
         ('[broker]\ntarget = "::1:7447"\n', 2, "brackets"),
         ('[broker]\ntarget = "unix:run/x"\n', 2, "unix:/absolute/path"),
-        ('[key]\nsource = "agent.key"\n', 2, "credential:NAME"),
+        ('[trust]\nkey = "agent.key"\n', 2, "credential:NAME"),
         ('[local]\nsocket = "agent.sock"\n', 2, "absolute path"),
         ('[log]\nlevel = "loud"\n', 2, "'debug'"),
         ('broker = {target = "a:1", queue = 1}\n', 1, "broker.queue"),

@@ -32,15 +32,21 @@ class KeepingUplink:
     """Keeps the bodies it is given."""
 
     key_id = "0" * 16
-    unsealed = 0
 
     def __init__(self) -> None:
+        self.refreshed = 0
         self.bodies: list[tuple[int, bytes]] = []
         self.target = ""
         self.closed = False
 
     def submit(self, body: bytes, tick: int) -> None:
         self.bodies.append((tick, body))
+
+    def losses(self) -> dict[str, int]:
+        return {"no_epoch": 0}
+
+    def refresh(self) -> None:
+        self.refreshed += 1
 
     def state(self) -> StreamState:
         return StreamState(target=self.target, state="connected", produced=len(self.bodies))
@@ -254,9 +260,9 @@ def test_a_reload_keeps_the_old_port_when_the_new_one_is_taken(make_agent: MakeA
 
 @pytest.fixture
 def real_config(tmp_path: Path) -> Path:
-    from mvps.trust.keys import generate_key
+    from mvps.trust.solo import make_site
 
-    generate_key(tmp_path / "key")
+    site = make_site(tmp_path, ["host-under-test"], tick_ms=50)
     (tmp_path / "state").mkdir()
     path = tmp_path / "agent.toml"
     path.write_text(
@@ -267,8 +273,10 @@ vantage_id = "host-under-test"
 state_dir = "{tmp_path}/state"
 [baseline]
 calibration_ticks = 60
-[key]
-source = "{tmp_path}/key"
+[trust]
+key = "{site.host_keys["host-under-test"]}"
+operator = "{site.operator}"
+manifests = "{site.manifests}"
 [broker]
 target = "unix:{tmp_path}/broker.sock"
 [metrics]
@@ -310,13 +318,16 @@ def test_the_daemon_on_the_real_kernel_through_a_real_broker(real_config: Path, 
     """Attach, calibrate, stream, restart with the stored baseline, detach on SIGTERM and SIGKILL."""
     from mvps.broker.server import EmbeddedBroker
     from mvps.broker.settings import BrokerSettings
+    from mvps.trust.keys import load_key
 
     broker = EmbeddedBroker(
         BrokerSettings.model_validate(
             {
                 "listen": f"unix:{tmp_path}/broker.sock",
                 "database": tmp_path / "broker.db",
-                "keys": {"host-under-test": str(tmp_path / "key")},
+                "key": str(tmp_path / "broker.key"),
+                "operator": load_key(str(tmp_path / "operator.key")).public.text,
+                "manifests": tmp_path / "manifests",
             }
         )
     )
@@ -348,7 +359,7 @@ def test_the_daemon_on_the_real_kernel_through_a_real_broker(real_config: Path, 
         daemon.kill()
         daemon.wait(15)
         assert log.read_text().count('"event": "baseline_loaded"') == 2
-        assert (tmp_path / "key").read_text().strip().split(":")[1] not in log.read_text()
+        assert (tmp_path / "host-under-test.key").read_text().strip().split(":")[2] not in log.read_text()
     finally:
         daemon.kill()
         daemon.wait(15)

@@ -19,9 +19,8 @@ import mvps
 from mvps.broker.server import EmbeddedBroker
 from mvps.stream.client import StreamClient
 from mvps.stream.ledger import State
-from mvps.trust.keys import SecretKey
 from mvps.trust.reasons import RejectReason
-from mvps.trust.seal import Keyring, Purpose, StreamCounter, parse_header
+from mvps.trust.seal import Purpose, Sealer, StreamCounter, parse_header
 from mvps.v1 import stream_pb2 as pb
 from mvps.v1 import stream_pb2_grpc
 
@@ -61,9 +60,9 @@ def balanced(client: StreamClient) -> bool:
 @pytest.mark.parametrize("transport", ["tcp", "unix"])
 def test_snapshots_are_acknowledged(tmp_path: Path, start: Start, transport: str) -> None:
     changes = {"listen": f"unix:{tmp_path}/b.sock"} if transport == "unix" else {}
-    chosen, key = settings(tmp_path, **changes)
+    chosen, site = settings(tmp_path, **changes)
     broker = EmbeddedBroker(chosen)
-    host = Host(key)
+    host = Host(site)
     client = start(broker.address, host)
     for _ in range(500):
         client.submit(host.seal())
@@ -78,9 +77,9 @@ def test_snapshots_are_acknowledged(tmp_path: Path, start: Start, transport: str
 
 
 def test_rejections_reach_the_records(tmp_path: Path, start: Start) -> None:
-    chosen, key = settings(tmp_path)
+    chosen, site = settings(tmp_path)
     broker = EmbeddedBroker(chosen)
-    host = Host(key)
+    host = Host(site)
     client = start(broker.address, host)
     client.submit(host.seal(b"garbage"))
     client.submit(host.seal())
@@ -93,10 +92,10 @@ def test_rejections_reach_the_records(tmp_path: Path, start: Start) -> None:
 
 
 def test_nothing_is_lost_or_counted_twice_across_broker_restarts(tmp_path: Path, start: Start) -> None:
-    chosen, key = settings(tmp_path)
+    chosen, site = settings(tmp_path)
     broker = EmbeddedBroker(chosen)
     fixed = chosen.model_copy(update={"listen": broker.address})
-    host = Host(key)
+    host = Host(site)
     client = start(broker.address, host)
     accepted = 0
     for _ in range(3):
@@ -128,7 +127,7 @@ asyncio.run(serve(settings, lambda address: print(address, flush=True)))
 
 
 def test_nothing_acknowledged_is_lost_when_the_broker_is_killed(tmp_path: Path, start: Start) -> None:
-    chosen, key = settings(tmp_path)
+    chosen, site = settings(tmp_path)
     environment = os.environ | {"PYTHONPATH": str(Path(mvps.__file__).parent.parent)}
 
     def spawn(listen: str) -> subprocess.Popen[str]:
@@ -146,7 +145,7 @@ def test_nothing_acknowledged_is_lost_when_the_broker_is_killed(tmp_path: Path, 
 
     broker = spawn(chosen.listen)
     address = address_of(broker)
-    host = Host(key)
+    host = Host(site)
     client = start(address, host)
     for sent in (400, 800):
         for _ in range(400):
@@ -193,15 +192,15 @@ def test_another_key_is_a_refusal_with_advice(tmp_path: Path, start: Start) -> N
     client = start(broker.address, host)
     client.submit(host.seal())
     until(lambda: client.status().state == "refused")
-    assert "install the same key on both sides" in client.status().detail
+    assert "enrol the key that is in use" in client.status().detail
     assert client.status().totals.queued == 1
     broker.stop()
 
 
 def test_retarget_moves_to_another_broker(tmp_path: Path, start: Start) -> None:
-    chosen, key = settings(tmp_path)
+    chosen, site = settings(tmp_path)
     broker = EmbeddedBroker(chosen)
-    host = Host(key)
+    host = Host(site)
     client = start(f"unix:{tmp_path}/absent.sock", host)
     client.submit(host.seal())
     until(lambda: client.status().state == "waiting")
@@ -212,9 +211,9 @@ def test_retarget_moves_to_another_broker(tmp_path: Path, start: Start) -> None:
 
 
 def test_stop_drains_first_and_is_idempotent(tmp_path: Path, start: Start) -> None:
-    chosen, key = settings(tmp_path)
+    chosen, site = settings(tmp_path)
     broker = EmbeddedBroker(chosen)
-    host = Host(key)
+    host = Host(site)
     client = start(broker.address, host)
     for _ in range(50):
         client.submit(host.seal())
@@ -253,7 +252,7 @@ def lie() -> Iterator[Callable[[Callable[[pb.Batch], pb.AckBatch]], str]]:
         server.stop(None).wait()
 
 
-def acks_for(batch: pb.Batch, key: SecretKey, *, purpose: Purpose = Purpose.CONTROL, vantage: str = "host-1",
+def acks_for(batch: pb.Batch, host: Host, *, purpose: Purpose = Purpose.CONTROL, vantage: str = "host-1",
              nonce: bytes | None = None, digest: bytes | None = None, tamper: bool = False) -> pb.AckBatch:  # fmt: skip
     body = pb.Acks(stream_nonce=batch.stream_nonce if nonce is None else nonce)
     for item in batch.items:
@@ -261,7 +260,8 @@ def acks_for(batch: pb.Batch, key: SecretKey, *, purpose: Purpose = Purpose.CONT
         body.acks.add(
             lane=header.lane, counter=header.counter, digest=digest or item.tag, status=pb.ACK_STATUS_ACCEPTED
         )
-    sealer = Keyring({"*": key}).sealer(vantage, 0, purpose, StreamCounter())
+    key = host.epochs.sealing_key(host.vantage_id, host.epoch_id, purpose)
+    sealer = Sealer(key, vantage, purpose, StreamCounter(), epoch_id=host.epoch_id)
     header, content, tag = sealer.seal(body.SerializeToString(), tick=0)
     return pb.AckBatch(sealed=[pb.SealedAcks(header=header, body=content, tag=bytes(32) if tamper else tag)])
 
@@ -269,7 +269,7 @@ def acks_for(batch: pb.Batch, key: SecretKey, *, purpose: Purpose = Purpose.CONT
 @pytest.mark.parametrize(
     "change",
     [
-        {"key": SecretKey(os.urandom(32))},
+        {"host": new_host()},
         {"tamper": True},
         {"purpose": Purpose.SNAPSHOT},
         {"vantage": "host-2"},
@@ -282,7 +282,7 @@ def test_a_forged_acknowledgement_clears_nothing(
     start: Start, lie: Callable[[Callable[[pb.Batch], pb.AckBatch]], str], change: dict[str, object]
 ) -> None:
     host = new_host()
-    arguments = {"key": host.key} | change
+    arguments = {"host": host} | change
     client = start(lie(lambda batch: acks_for(batch, **arguments)), host)  # type: ignore[arg-type]
     client.submit(host.seal())
     until(lambda: client.status().forged_acks == 1)
@@ -294,7 +294,7 @@ def test_the_same_acknowledgement_unforged_clears(
     start: Start, lie: Callable[[Callable[[pb.Batch], pb.AckBatch]], str]
 ) -> None:
     host = new_host()
-    client = start(lie(lambda batch: acks_for(batch, host.key)), host)
+    client = start(lie(lambda batch: acks_for(batch, host)), host)
     client.submit(host.seal())
     until(lambda: settled(client))
     assert client.status().totals.acknowledged == 1
@@ -306,7 +306,7 @@ def test_a_replayed_acknowledgement_is_forged(
     host = new_host()
 
     def twice(batch: pb.Batch) -> pb.AckBatch:
-        once = acks_for(batch, host.key)
+        once = acks_for(batch, host)
         return pb.AckBatch(sealed=[*once.sealed, *once.sealed])
 
     client = start(lie(twice), host)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a sealed snapshot to a verdict: seal, counter, time, body, decision, in this order and no other.
+"""From a sealed snapshot to a verdict: seal, epoch, counter, time, body, decision, in this order and no other.
 
 Each step is cheaper than the next and trusts only what the steps before have shown. A snapshot whose seal
 does not hold raises :class:`~mvps.trust.seal.SealError`; there is nobody to answer. Everything after that is
@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from mvps.broker.recheck import DecisionCheck
 from mvps.broker.schema import BodyError, parse_snapshot
 from mvps.broker.store import Kept, Row
+from mvps.trust.epochs import Epochs
 from mvps.trust.reasons import RejectReason
 from mvps.trust.replay import Freshness, LaneKey, Recorded, ReplayGuard, Window, judge_repeat
-from mvps.trust.seal import Keyring, Purpose, Sealed, SealError, SealHeader, Verifier
+from mvps.trust.seal import Purpose, Sealed, SealError, SealHeader, Verifier
 from mvps.v1 import snapshot_pb2 as pb
 
 
@@ -49,7 +50,7 @@ class Admission:
 
     def __init__(
         self,
-        keyring: Keyring,
+        epochs: Epochs,
         window: Window,
         *,
         max_vantages: int,
@@ -57,7 +58,8 @@ class Admission:
         baselines: Iterable[Kept] = (),
         check_decisions: bool = True,
     ) -> None:
-        self._verifier = Verifier(keyring, Purpose.SNAPSHOT)
+        self._epochs = epochs
+        self._verifier = Verifier(epochs, Purpose.SNAPSHOT)
         self._window = window
         self._max_vantages = max_vantages
         self._vantages = {vantage_id for vantage_id, _, _ in replay or {}}
@@ -81,6 +83,11 @@ class Admission:
             self.rejected[error.reason] += 1
             raise
         verdict = Verdict(header, sealed)
+        # Counter first: what was accepted in its time stays accepted when it comes again later.
+        retired = None if self.guard.seen(header) else self._epochs.judge(header, now_ns)
+        if retired is not None:
+            self._reject(verdict, retired)
+            return verdict
         freshness = self.guard.admit(header, now_ns)
         if freshness is Freshness.SEEN:
             verdict.repeat = True
@@ -91,6 +98,9 @@ class Admission:
         else:
             self._read_body(verdict, now_ns)
         return verdict
+
+    def keys_changed(self) -> None:
+        """Keys that were given out may not count any more."""
 
     def settle_repeat(self, verdict: Verdict, recorded: Recorded | None) -> None:
         """Finish a verdict with ``repeat`` set, given what the store knows of its counter."""

@@ -25,11 +25,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 import mvps
 from mvps.broker.admission import Admission, Verdict
+from mvps.broker.epoch_watch import EpochWatch
 from mvps.broker.schema import SCHEMA_VERSION
 from mvps.broker.settings import BrokerSettings
 from mvps.broker.state import FleetState, without_baselines
 from mvps.broker.store import Row, Store, StoreError
 from mvps.trust import limits
+from mvps.trust.epochs import Epochs
 from mvps.trust.seal import Lane, Purpose, Sealed, Sealer, SealError, StreamCounter
 from mvps.v1 import stream_pb2 as pb
 from mvps.v1 import stream_pb2_grpc
@@ -61,7 +63,7 @@ class Broker:
     def __init__(self, settings: BrokerSettings) -> None:
         self.settings: Final = settings
         self.address = ""
-        self._keyring = settings.keyring()
+        self._watch: Final = EpochWatch(settings)
         self._store = Store(
             settings.database,
             retention_s=settings.retention_s,
@@ -71,7 +73,7 @@ class Broker:
         )
         try:
             self.admission: Final = Admission(
-                self._keyring,
+                self._watch.epochs,
                 settings.window(),
                 max_vantages=settings.max_vantages,
                 replay=self._store.replay_state(),
@@ -88,9 +90,15 @@ class Broker:
         self._settling: set[asyncio.Task[None]] = set()
         self._started_ns = time.time_ns()
         self._server: grpc.aio.Server | None = None
+        self._watching: asyncio.Task[None] | None = None
         self.streams = 0
         self.accepted = 0
         self.duplicates = 0
+
+    @property
+    def epochs(self) -> Epochs:
+        """The epochs it serves."""
+        return self._watch.epochs
 
     async def start(self) -> None:
         """Listen. BrokerError if the address cannot be had."""
@@ -103,9 +111,14 @@ class Broker:
         for service in ("", SERVICE):
             await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
         self._server = server
+        self._watching = asyncio.get_running_loop().create_task(self._watch.run(self.admission.keys_changed))
 
     async def stop(self) -> None:
         """End the streams, commit what was taken, close the store. Idempotent."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+            self._watching = None
         if self._server is not None:
             # No grace: streams never end by themselves, and what is not acknowledged is sent again.
             await self._server.stop(None)
@@ -163,8 +176,9 @@ class Broker:
     async def _answer(
         self, requests: AsyncIterator[pb.Batch], context: _Context, stream: int, names: set[str]
     ) -> AsyncIterator[pb.AckBatch]:
-        sealers: dict[tuple[str, int], Sealer] = {}
+        counter = StreamCounter()
         nonce = b""
+        passed_on = -1  # newest epoch this sender knows or was told of
         batches = aiter(requests)
         while True:
             # A stream holds one of max_streams places, so it has to prove itself soon.
@@ -199,7 +213,12 @@ class Broker:
                 names.add(name)
                 self._connected[name].add(stream)
             if verdicts:
-                yield self._acks(verdicts, nonce, sealers)
+                acks = self._acks(verdicts, nonce, counter)
+                passed_on = max(passed_on, max(verdict.header.epoch_id for verdict in verdicts))
+                if passed_on < self._watch.newest:
+                    acks.manifests.extend(self._watch.newer_than(passed_on))
+                    passed_on = self._watch.newest
+                yield acks
             if refused is not None:
                 await _abort(context, grpc.StatusCode.UNAUTHENTICATED, str(refused))
 
@@ -241,7 +260,7 @@ class Broker:
             self.duplicates += verdict.duplicate
             self.fleet.record(verdict, stream, now_ns)
 
-    def _acks(self, verdicts: list[Verdict], nonce: bytes, sealers: dict[tuple[str, int], Sealer]) -> pb.AckBatch:
+    def _acks(self, verdicts: list[Verdict], nonce: bytes, counter: StreamCounter) -> pb.AckBatch:
         bodies: dict[tuple[str, int], pb.Acks] = {}
         for verdict in verdicts:
             identity = (verdict.header.vantage_id, verdict.header.epoch_id)
@@ -257,11 +276,12 @@ class Broker:
                 reason=pb.RejectReason.ValueType(verdict.reason or 0),
             )
         batch = pb.AckBatch()
-        for identity, acks in bodies.items():
-            sealer = sealers.get(identity)
-            if sealer is None:
-                sealer = self._keyring.sealer(*identity, Purpose.CONTROL, StreamCounter())
-                sealers[identity] = sealer
+        for (vantage_id, epoch_id), acks in bodies.items():
+            try:
+                key = self._watch.epochs.sealing_key(vantage_id, epoch_id, Purpose.CONTROL)
+            except SealError:
+                continue  # revoked since it was judged: there is nobody to answer any more
+            sealer = Sealer(key, vantage_id, Purpose.CONTROL, counter, epoch_id=epoch_id)
             header, body, tag = sealer.seal(acks.SerializeToString(), tick=0, lane=Lane.LIVE)
             batch.sealed.add(header=header, body=body, tag=tag)
         return batch
@@ -270,6 +290,7 @@ class Broker:
 
     def info(self) -> pb.ServerInfo:
         """Answer to ServerInfo."""
+        manifest = self._watch.epochs.current(time.time_ns())
         return pb.ServerInfo(
             version=mvps.__version__,
             schema_version=SCHEMA_VERSION,
@@ -282,6 +303,12 @@ class Broker:
             decisions_checked=self.admission.decisions["checked"],
             decision_mismatches=self.admission.decisions["mismatch"],
             store_error=self._store.error,
+            epoch_id=manifest.epoch_id if manifest else 0,
+            profile=manifest.profile if manifest else "",
+            manifest_digest=manifest.digest if manifest else b"",
+            refused_manifests=self._watch.refused,
+            clock_steps=self._watch.clock_steps,
+            last_clock_step_ns=self._watch.last_clock_step_ns,
         )
 
     def vantages(self) -> pb.ListVantagesResponse:

@@ -6,12 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from mvps.trust.keys import load_key
 from mvps.trust.limits import MAX_VANTAGES
 from mvps.trust.replay import Window
-from mvps.trust.seal import Keyring, check_vantage_id
 
 _Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]
 _NS = 1_000_000_000
@@ -24,10 +22,14 @@ class BrokerSettings(BaseModel):
 
     listen: str = Field("127.0.0.1:7447", description="host:port, [ipv6]:port or unix:/path; port 0 takes a free one")
     database: Path = Field(Path("/var/lib/mvps/broker.db"), description="SQLite file; its directory must exist")
-    keys: dict[str, str] = Field(
-        description='vantage id -> key file or "credential:NAME"; "*" admits every vantage with that key'
+    key: str = Field("/etc/mvps/broker.key", description='the broker\'s key: a file of mode 0600, or "credential:NAME"')
+    operator: str = Field(
+        "/etc/mvps/operator.pub", description="the operator's public key: its text, or a file that holds it"
     )
-    operator_id: str = Field("", max_length=64, description="names the operator in key derivation, both sides")
+    manifests: Path = Field(
+        Path("/etc/mvps/manifests"),
+        description="directory of the operator's *.manifest files, read every second",
+    )
     retention_s: _Seconds = Field(3600.0, description="how long snapshots are kept, in seconds")
     database_max_mib: int = Field(4096, ge=4, le=1 << 20, description="largest size of the database, in MiB")
     live_window_s: _Seconds = Field(300.0, description="oldest live snapshot that is accepted, in seconds")
@@ -37,23 +39,6 @@ class BrokerSettings(BaseModel):
     first_item_timeout_s: _Seconds = Field(10.0, description="a stream must prove itself within this time")
     check_decisions: bool = Field(True, description="recompute every decision from its baseline and compare")
     remote_queries: bool = Field(False, description="answer queries from other hosts too (they are not sealed)")
-
-    @field_validator("keys")
-    @classmethod
-    def _ids(cls, keys: dict[str, str]) -> dict[str, str]:
-        if not keys:
-            raise ValueError("no key is configured, so nobody could be admitted")
-        for vantage_id in keys:
-            if vantage_id != Keyring.ANY:
-                check_vantage_id(vantage_id)
-        return keys
-
-    def keyring(self) -> Keyring:
-        """Load every key; KeySourceError for the first that cannot be used."""
-        return Keyring(
-            {vantage_id: load_key(source) for vantage_id, source in self.keys.items()},
-            operator_id=self.operator_id,
-        )
 
     def window(self) -> Window:
         """Accepted sealing times. Backfill is taken as far back as history is kept."""

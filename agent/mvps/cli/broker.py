@@ -27,17 +27,13 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--listen", metavar="ADDRESS", help="host:port or unix:/path; wins over the file")
     parser.add_argument("--database", metavar="FILE", type=Path, help="SQLite file; wins over the file")
-    parser.add_argument(
-        "--key",
-        action="append",
-        default=[],
-        metavar="VANTAGE=FILE",
-        help='key file of one vantage, or "*=FILE" for all; may be given more than once',
-    )
+    parser.add_argument("--key", metavar="FILE", help="the broker's key; wins over the file")
+    parser.add_argument("--operator", metavar="KEY", help="the operator's public key or a file; wins over the file")
+    parser.add_argument("--manifests", metavar="DIR", type=Path, help="signed manifests; wins over the file")
     parser.epilog = (
         "examples:\n"
-        "  mvps key new site.key\n"
-        "  mvps broker --listen 0.0.0.0:7447 --database broker.db --key '*=site.key'\n"
+        "  mvps broker --listen 0.0.0.0:7447\n"
+        "  mvps broker --key broker.key --operator operator.pub --manifests manifests --database broker.db\n"
         "exit codes: 0 ended by a signal, 2 the settings are bad, 4 a file or port cannot be had"
     )
 
@@ -46,13 +42,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
     settings = _settings(arguments)
 
+    from mvps.broker.epoch_watch import NoEpochError
     from mvps.broker.server import BrokerError
     from mvps.broker.store import StoreError
     from mvps.trust.keys import KeySourceError
 
     try:
         asyncio.run(_serve(settings))
-    except KeySourceError as error:
+    except (KeySourceError, NoEpochError) as error:
         raise exits.Failure(exits.USAGE, str(error)) from None
     except (BrokerError, StoreError) as error:
         raise exits.Failure(exits.NOT_PERMITTED, str(error)) from None
@@ -71,20 +68,9 @@ def _settings(arguments: argparse.Namespace) -> BrokerSettings:
             given = tomllib.loads(path.read_text())
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise exits.Failure(exits.USAGE, f"{path}: {error}") from None
-    if arguments.listen:
-        given["listen"] = arguments.listen
-    if arguments.database:
-        given["database"] = arguments.database
-    for pair in arguments.key:
-        vantage, separator, source = pair.partition("=")
-        if not separator or not source:
-            raise exits.Failure(exits.USAGE, f'--key "{pair}": write VANTAGE=FILE, or "*=FILE" for all')
-        given.setdefault("keys", {})[vantage] = source
-    if not given.get("keys"):
-        raise exits.Failure(
-            exits.USAGE,
-            "no key is configured, so nobody could be admitted: --key '*=FILE', or [keys] in the file",
-        )
+    for name in ("listen", "database", "key", "operator", "manifests"):
+        if (value := getattr(arguments, name)) is not None:
+            given[name] = value
     try:
         return BrokerSettings.model_validate(given)
     except ValidationError as error:

@@ -40,20 +40,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _actions(verb_name: str) -> tuple[list[_Option], list[str]]:
-    """Options of a verb, and the choices of its positional arguments."""
+    """Options of a verb and of its actions, and the choices of their positional arguments."""
     from mvps.cli.main import VERBS, parser_of
 
-    verb = next(v for v in VERBS if v.name == verb_name)
-    options: list[_Option] = []
+    options: dict[tuple[str, ...], _Option] = {}
     words: list[str] = []
-    for action in parser_of(verb)._actions:
-        choices = tuple(str(c) for c in action.choices or ())
-        if not action.option_strings:
-            words += choices
-        elif action.help != argparse.SUPPRESS:
-            text = (action.help or "").replace("%(default)s", str(action.default)).split(". ")[0]
-            options.append(_Option(tuple(action.option_strings), text, action.nargs != 0, choices))
-    return options, words
+    parsers = [parser_of(next(v for v in VERBS if v.name == verb_name))]
+    for parser in parsers:
+        for action in parser._actions:
+            choices = tuple(str(c) for c in action.choices or ())
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+            if not action.option_strings:
+                words += choices
+            elif action.help != argparse.SUPPRESS:
+                names = tuple(action.option_strings)
+                text = (action.help or "").replace("%(default)s", str(action.default)).split(". ")[0]
+                options.setdefault(names, _Option(names, text, action.nargs != 0, choices))
+    return list(options.values()), words
 
 
 def _verbs() -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ import platform
 import re
 import socket
 import struct
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -85,6 +86,7 @@ def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
         cgroups(root),
         clock(),
         key(config),
+        epoch(config),
         broker(config),
         state_dir(config),
     ]
@@ -225,18 +227,45 @@ def clock() -> Finding:
 
 
 def key(config: Config) -> Finding:
-    """Whether the sealing key can be loaded by this user."""
-    source = config.key.source
+    """Whether this host's key can be loaded by this user."""
+    source = config.trust.key
     if not config.broker.target:
         return Finding("key", "ok", "not needed: no [broker] target is set")
-    from mvps.trust.keys import KeySourceError, load_key
+    from mvps.trust.keys import KeySourceError, Kind, load_key
 
     try:
-        loaded = load_key(source)
+        loaded = load_key(source, Kind.HOST)
     except KeySourceError as error:
         reason, _, advice = str(error).partition("; ")
-        return Finding("key", "fail", reason, advice or f"mvps key new {source}")
-    return Finding("key", "ok", f"{source}, id {loaded.key_id.hex()}")
+        return Finding("key", "fail", reason, advice or f"mvps key generate host {source}")
+    return Finding("key", "ok", f"{source}, id {loaded.public.key_id.hex()}")
+
+
+def epoch(config: Config) -> Finding:
+    """Whether the operator's manifests admit this host now, and for how long."""
+    if not config.broker.target:
+        return Finding("epoch", "ok", "not needed: no [broker] target is set")
+    from mvps.daemon.identity import RECEIVED, Identity, TrustError
+    from mvps.trust.keys import KeySourceError, Kind, load_public
+    from mvps.trust.manifest import utc
+    from mvps.trust.seal import SealError
+
+    received = Path(config.agent.state_dir) / RECEIVED
+    try:
+        operator = load_public(config.trust.operator, Kind.OPERATOR)
+        identity = Identity(config.trust.key, operator, Path(config.trust.manifests), received, config.vantage_id)
+        epoch_id, _ = identity.epochs.sealing(time.time_ns())
+    except (KeySourceError, TrustError, SealError, OSError) as error:
+        return Finding("epoch", "fail", str(error), "mvps epoch show FILE prints what a manifest says")
+    manifest = identity.epochs.current(time.time_ns())
+    assert manifest is not None
+    left_days = (manifest.until_s - time.time()) / 86400
+    words = f"epoch {epoch_id} of {manifest.operator}, profile {manifest.profile}, until {utc(manifest.until_s)}"
+    if left_days < 7 and manifest is identity.epochs.manifests[-1]:
+        return Finding(
+            "epoch", "warn", f"{words}: {left_days:.1f} days left", "the operator signs the next: mvps epoch new"
+        )
+    return Finding("epoch", "ok", words)
 
 
 def broker(config: Config) -> Finding:

@@ -40,11 +40,16 @@ VERBS = (
     Verb("check", "check", "attach every vantage for two ticks, report, detach"),
     Verb("doctor", "doctor", "find out what keeps this host from being watched"),
     Verb("record", "record", "write what the vantages see to a file, for offline evaluation"),
+    Verb("capture", "capture", "read the companion drafts' messages in a capture file"),
     Verb("cost", "cost", "what the programs cost the kernel, measured live"),
     Verb("config", "config", "print or check settings"),
-    Verb("key", "key", "make a key file"),
+    Verb("key", "key", "make, show and rotate keys"),
+    Verb("enroll", "enroll", "ask for a host's admission, or approve it"),
+    Verb("epoch", "epoch", "write, sign and check the operator's epoch manifests"),
     Verb("agent", "agent", "the agent in the foreground, as the service runs it"),
     Verb("broker", "broker", "a broker in the foreground"),
+    Verb("witness", "witness", "a witness in the foreground, which cosigns brokers' checkpoints"),
+    Verb("verify", "verify", "prove offline what a broker's evidence log holds, and that it only grew"),
     Verb("completion", "completion", "completion script for bash, zsh or fish"),
 )
 

@@ -27,6 +27,7 @@ from mvps.provoke.network import ProvokeError
 if TYPE_CHECKING:
     from mvps.daemon.config import Config
     from mvps.daemon.service import Agent
+    from mvps.trust.solo import Site
 
 # Ticks of business as usual shown between the end of calibration and the fault, and seconds the fault lasts.
 QUIET_TICKS = 5
@@ -69,22 +70,23 @@ def _tick_ms(text: str) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Watch this host until Ctrl-C or for ``--seconds``."""
     from mvps.daemon import log
-    from mvps.trust.keys import generate_key
+    from mvps.trust.solo import make_site
 
     log.configure("error", "text")
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="mvps-run-") as name:
         directory = Path(name)
-        generate_key(directory / "key")
         settings = _settings(arguments, directory)
+        site = make_site(directory, [settings.vantage_id], tick_ms=settings.agent.tick_ms)
+        settings = _with_site(settings, site)
         if not arguments.provoke:
-            return _with_broker(arguments, settings, directory, None)
+            return _with_broker(arguments, settings, site, None)
         with Host(background_rate=BACKGROUND_RATE, directory=Path("/var/tmp")) as host:
             try:
                 host.prepare(network=True)
             except ProvokeError as error:
                 raise exits.Failure(exits.NOT_PERMITTED, f"--provoke: {error}") from None
-            return _with_broker(arguments, settings, directory, host)
+            return _with_broker(arguments, settings, site, host)
 
 
 def _settings(arguments: argparse.Namespace, directory: Path) -> Config:
@@ -94,7 +96,6 @@ def _settings(arguments: argparse.Namespace, directory: Path) -> Config:
 
     document = read_config(arguments.config).model_dump()
     document["agent"]["state_dir"] = str(directory)
-    document["key"] |= {"source": str(directory / "key"), "operator_id": ""}
     document["broker"]["target"] = f"unix:{directory / 'broker.sock'}"
     document["local"]["socket"] = str(directory / "agent.sock")
     if arguments.tick:
@@ -110,7 +111,19 @@ def _settings(arguments: argparse.Namespace, directory: Path) -> Config:
         raise exits.Failure(exits.USAGE, f"{name}: {first['msg'].lower()}") from None
 
 
-def _with_broker(arguments: argparse.Namespace, settings: Config, directory: Path, host: Host | None) -> int:
+def _with_site(settings: Config, site: Site) -> Config:
+    from mvps.daemon.config import Config
+
+    document = settings.model_dump()
+    document["trust"] = {
+        "key": str(site.host_keys[settings.vantage_id]),
+        "operator": site.operator,
+        "manifests": str(site.manifests),
+    }
+    return Config.model_validate(document)
+
+
+def _with_broker(arguments: argparse.Namespace, settings: Config, site: Site, host: Host | None) -> int:
     from mvps.broker.server import EmbeddedBroker
     from mvps.broker.settings import BrokerSettings
     from mvps.daemon.start import Cause, StartError, start
@@ -119,8 +132,10 @@ def _with_broker(arguments: argparse.Namespace, settings: Config, directory: Pat
         BrokerSettings.model_validate(
             {
                 "listen": settings.broker.target,
-                "database": directory / "broker.db",
-                "keys": {"*": str(directory / "key")},
+                "database": site.directory / "broker.db",
+                "key": str(site.broker_key),
+                "operator": site.operator,
+                "manifests": site.manifests,
             }
         )
     )

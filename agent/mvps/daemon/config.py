@@ -86,6 +86,12 @@ def _key_source(value: str) -> str:
     raise ValueError('write "/absolute/path" or "credential:NAME" (systemd LoadCredential)')
 
 
+def _public_source(value: str) -> str:
+    if value.startswith(("/", "mvps-public-v1:")):
+        return value
+    raise ValueError('write "/absolute/path" or the key itself, "mvps-public-v1:operator:..."')
+
+
 def _absolute(value: str) -> str:
     if not value.startswith("/"):
         raise ValueError(f'"{value}" is not an absolute path')
@@ -116,6 +122,7 @@ def _site_or_empty(value: str) -> str:
 Address = Annotated[str, AfterValidator(_address_or_empty)]
 Target = Annotated[str, AfterValidator(_target_or_empty)]
 KeySource = Annotated[str, AfterValidator(_key_source)]
+PublicSource = Annotated[str, AfterValidator(_public_source)]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 OptionalPath = Annotated[str, AfterValidator(_absolute_or_empty)]
 VantageId = Annotated[str, AfterValidator(_vantage_id)]
@@ -134,7 +141,9 @@ class AgentSection(_Section):
         1000, "Tick of the lattice t = k * tick on the wall clock.", unit="ms, 50 to 60000", ge=50, le=60_000
     )
     vantage_id: VantageId = _setting("", "Name of this host at the broker. Empty: the host name.")
-    state_dir: AbsolutePath = _setting("/var/lib/mvps", "Baselines, the generation counter and the lock of this agent.")
+    state_dir: AbsolutePath = _setting(
+        "/var/lib/mvps", "Baselines, received manifests, the generation counter and the lock of this agent."
+    )
 
 
 class VantagesSection(_Section):
@@ -203,11 +212,19 @@ class BaselineSection(_Section):
     )
 
 
-class KeySection(_Section):
-    """The key that seals snapshots."""
+class TrustSection(_Section):
+    """Who this host is, and whose word counts (docs/trust.md). Needed once a broker is set."""
 
-    source: KeySource = _setting("/etc/mvps/agent.key", 'File (mode 0600) that holds the key, or "credential:NAME".')
-    operator_id: str = _setting("", "Operator named in key derivation; the same on agent and broker.", max_length=64)
+    key: KeySource = _setting(
+        "/etc/mvps/host.key", 'This host\'s key: a file of mode 0600, or "credential:NAME". SIGHUP reads it again.'
+    )
+    operator: PublicSource = _setting(
+        "/etc/mvps/operator.pub", "The operator's public key: its text, or a file that holds it."
+    )
+    manifests: AbsolutePath = _setting(
+        "/etc/mvps/manifests",
+        "Directory of the operator's signed manifests, read again on SIGHUP. Later ones also come from the broker.",
+    )
 
 
 class BrokerSection(_Section):
@@ -262,7 +279,7 @@ class Config(_Section):
     scope: ScopeSection = ScopeSection()
     probe: ProbeSection = ProbeSection()
     baseline: BaselineSection = BaselineSection()
-    key: KeySection = KeySection()
+    trust: TrustSection = TrustSection()
     broker: BrokerSection = BrokerSection()
     metrics: MetricsSection = MetricsSection()
     local: LocalSection = LocalSection()

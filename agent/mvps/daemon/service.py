@@ -71,11 +71,12 @@ class Vantages(Protocol):
 class Uplink(Protocol):
     """The road to the broker: seals and sends without ever waiting."""
 
-    key_id: str
-
     @property
-    def unsealed(self) -> int:
-        """Snapshots that were too large to seal."""
+    def key_id(self) -> str:
+        """Id of the host's key."""
+
+    def losses(self) -> Mapping[str, int]:
+        """Snapshots that were never sealed, by cause."""
 
     def submit(self, body: bytes, tick: int) -> None:
         """Seal one snapshot and queue it."""
@@ -89,6 +90,9 @@ class Uplink(Protocol):
     def retarget(self, target: str) -> None:
         """Send to another broker from now on."""
 
+    def refresh(self) -> None:
+        """Read key and manifests again. ValueError if the key cannot be used."""
+
     def close(self) -> None:
         """Give what is queued a moment to leave, then end."""
 
@@ -97,7 +101,13 @@ class NoUplink:
     """No broker is configured: nothing is sealed, nothing is queued."""
 
     key_id = ""
-    unsealed = 0
+
+    def losses(self) -> Mapping[str, int]:
+        """None: nothing is sealed."""
+        return {}
+
+    def refresh(self) -> None:
+        """Nothing to read."""
 
     def submit(self, body: bytes, tick: int) -> None:
         """Nothing to do."""
@@ -315,7 +325,7 @@ class Agent:
                 vantage_id=before.vantage_id,
                 version=before.version,
                 config_path=before.config_path,
-                key_id=before.key_id,
+                key_id=self.uplink.key_id,
                 started_ns=before.started_ns,
                 tick_ns=before.tick_ns,
                 snapshot=snapshot,
@@ -351,7 +361,7 @@ class Agent:
             losses[f"tick.{cause}"] = self._lattice.counts[cause]
         losses["tick.read_failed"] = self._failed_reads
         losses["model.objects_dropped"] = self._objects_dropped
-        losses["snapshot.oversize"] = self.uplink.unsealed
+        losses |= {f"snapshot.{cause}": count for cause, count in self.uplink.losses().items()}
         return losses
 
     def _step(self, surface: str, serial: int, observations: Mapping[str, Observation]) -> TickResult:
@@ -497,6 +507,7 @@ class Agent:
         safe, unsafe = config.changes(self.settings, fresh)
         applied: list[str] = []
         try:
+            self.uplink.refresh()
             for key, value in safe.items():
                 self._apply(key, value, fresh)
                 self.settings = config.apply_changes(self.settings, {key: value})

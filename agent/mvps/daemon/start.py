@@ -17,12 +17,13 @@ from pathlib import Path
 from mvps.coherence.model import ModelSettings, SurfaceModel
 from mvps.daemon import baselines, log
 from mvps.daemon.config import Config
+from mvps.daemon.identity import RECEIVED, Identity, TrustError
 from mvps.daemon.local_api import LocalApi, LocalApiError
 from mvps.daemon.notify import Notifier
 from mvps.daemon.service import Agent, NoUplink, Uplink
 from mvps.daemon.uplink import BrokerUplink
-from mvps.trust.counter import CounterError
-from mvps.trust.keys import KeySourceError, ObjectHasher, SecretKey, load_key
+from mvps.trust.counter import Counter, CounterError
+from mvps.trust.keys import KeySourceError, Kind, ObjectHasher, SecretKey, load_public
 from mvps.vantages.registry import VANTAGES, VantageSet, resolve_scope
 
 _log = log.logger("start")
@@ -86,7 +87,7 @@ def start(settings: Config, config_path: str = "", *, notifier: Notifier | None 
     """
     with contextlib.ExitStack() as undo:
         state_dir = _state_directory(settings)
-        key = _key(settings)
+        identity = _identity(settings, state_dir)
         vantages = attach(settings)
         undo.callback(vantages.close)
         surfaces = vantages.surfaces()
@@ -106,10 +107,10 @@ def start(settings: Config, config_path: str = "", *, notifier: Notifier | None 
         if state_dir:
             saver = baselines.Saver(state_dir, purposes)
             undo.callback(saver.close)
-        uplink = _uplink(settings, key, state_dir)
+        uplink = _uplink(settings, identity, state_dir)
         undo.callback(uplink.close)
         # Without a broker nothing leaves the host, and a key of this run's own is as good as any.
-        hasher = ObjectHasher(key or SecretKey(secrets.token_bytes(32)), settings.vantage_id)
+        hasher = ObjectHasher(identity.key if identity else SecretKey(secrets.token_bytes(32), Kind.HOST))
         agent = Agent(settings, config_path, vantages, uplink, models, surfaces, saver, hasher, notifier)
         local_api = None
         if serve:
@@ -148,30 +149,33 @@ def _state_directory(settings: Config) -> Path | None:
     return None
 
 
-def _key(settings: Config) -> SecretKey | None:
-    if not settings.broker.target:
+def _identity(settings: Config, state_dir: Path | None) -> Identity | None:
+    if not settings.broker.target or state_dir is None:
         return None
+    trust = settings.trust
     try:
-        return load_key(settings.key.source)
+        operator = load_public(trust.operator, Kind.OPERATOR)
     except KeySourceError as error:
-        raise StartError(Cause.SETTINGS, f"key.source: {error}") from None
+        raise StartError(Cause.SETTINGS, f"trust.operator: {error}") from None
+    try:
+        return Identity(trust.key, operator, Path(trust.manifests), state_dir / RECEIVED, settings.vantage_id)
+    except KeySourceError as error:
+        raise StartError(Cause.SETTINGS, f"trust.key: {error}") from None
+    except TrustError as error:
+        raise StartError(Cause.SETTINGS, f"trust.manifests: {error}") from None
 
 
-def _uplink(settings: Config, key: SecretKey | None, state_dir: Path | None) -> Uplink:
-    if key is None or state_dir is None:
+def _uplink(settings: Config, identity: Identity | None, state_dir: Path | None) -> Uplink:
+    if identity is None or state_dir is None:
         return NoUplink()
     try:
-        return BrokerUplink.open(
-            settings.broker.target,
-            settings.vantage_id,
-            key,
-            settings.key.operator_id,
-            state_dir,
-            settings.broker.queue,
-        )
+        counter = Counter(state_dir / "counter")
     except CounterError as error:
         raise StartError(Cause.SETTINGS, str(error)) from None
+    try:
+        return BrokerUplink(settings.broker.target, settings.vantage_id, identity, counter, settings.broker.queue)
     except ValueError as error:
+        counter.close()
         raise StartError(Cause.SETTINGS, f"agent.vantage_id: {error}") from None
 
 

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import time
+from collections.abc import Mapping, Sequence
 
+from mvps.daemon.identity import Identity
 from mvps.stream.client import StreamClient, StreamStatus
 from mvps.stream.ledger import Record
 from mvps.trust.counter import Counter
-from mvps.trust.keys import SecretKey
-from mvps.trust.seal import Keyring, Purpose, Sealer, Verifier
+from mvps.trust.epochs import EpochSealer
+from mvps.trust.keys import KeySourceError
+from mvps.trust.seal import Purpose, Sealed, SealError, Verifier
 from mvps.v1.local_pb2 import SnapshotRecord, StreamState
 
 # How long a stopping agent waits for answers to what it has sealed.
@@ -24,39 +26,70 @@ class BrokerUplink:
     queue: sealed snapshots kept while the broker is away.
     """
 
-    def __init__(self, target: str, vantage_id: str, key: SecretKey, operator_id: str, counter: Counter, queue: int):
-        self.key_id = key.key_id.hex()
+    def __init__(self, target: str, vantage_id: str, identity: Identity, counter: Counter, queue: int):
+        self._identity = identity
         self._counter = counter
-        self._sealer = Sealer(key, vantage_id, Purpose.SNAPSHOT, counter.next, operator_id=operator_id)
-        acks = Verifier(Keyring({vantage_id: key}, operator_id=operator_id), Purpose.CONTROL)
-        self._client = StreamClient(target, vantage_id, acks, queue_limit=queue)
+        self._sealer = EpochSealer(identity.epochs, vantage_id, counter.next)
+        self._client = StreamClient(
+            target,
+            vantage_id,
+            Verifier(identity.epochs, Purpose.CONTROL),
+            backfill=self._backfill,
+            manifests=identity.receive,
+            queue_limit=queue,
+        )
         self._client.start()
-        self._oversize = 0
+        self._unsealed = dict.fromkeys(("oversize", "no_epoch"), 0)
+        self._why_unsealed = ""
 
-    @classmethod
-    def open(
-        cls, target: str, vantage_id: str, key: SecretKey, operator_id: str, state_dir: Path, queue: int
-    ) -> BrokerUplink:
-        """Claim a generation in ``state_dir`` and start the client. CounterError says what to do."""
-        return cls(target, vantage_id, key, operator_id, Counter(state_dir / "counter"), queue)
+    @property
+    def key_id(self) -> str:
+        """Id of the host's key."""
+        return self._identity.key.public.key_id.hex()
 
     def submit(self, body: bytes, tick: int) -> None:
-        """Seal one snapshot and queue it; one too large to seal is counted in ``oversize``."""
+        """Seal one snapshot and queue it; one that cannot be sealed is counted in :meth:`losses`."""
         try:
             sealed = self._sealer.seal(body, tick)
         except ValueError:
-            self._oversize += 1
+            self._unsealed["oversize"] += 1
             return
+        except SealError as error:
+            self._unsealed["no_epoch"] += 1
+            self._why_unsealed = error.detail
+            return
+        self._why_unsealed = ""
         self._client.submit(sealed)
 
-    @property
-    def unsealed(self) -> int:
-        """Snapshots that were too large to seal."""
-        return self._oversize
+    def losses(self) -> Mapping[str, int]:
+        """Snapshots that were never sealed: too large, or no epoch admits this host."""
+        return self._unsealed
 
     def state(self) -> StreamState:
-        """Counts and connection."""
-        return _state(self._client.status())
+        """Counts, connection and epoch."""
+        state = _state(self._client.status())
+        state.manifest_error = self._identity.manifest_error
+        manifest = self._identity.epochs.current(time.time_ns())
+        if manifest is not None:
+            state.epoch_id = manifest.epoch_id
+            state.profile = manifest.profile
+            state.epoch_until_ns = manifest.until_ns
+        if self._why_unsealed:
+            state.state, state.detail = "refused", self._why_unsealed
+        return state
+
+    def refresh(self) -> None:
+        """Read key and manifests again. ValueError, and nothing changes, if the key cannot be used."""
+        try:
+            self._identity.refresh()
+        except KeySourceError as error:
+            raise ValueError(f"trust.key: {error}") from None
+
+    def _backfill(self, sealed: Sealed) -> Sealed | None:
+        try:
+            return self._sealer.backfill(sealed)
+        except SealError:
+            return None  # no epoch of that time admits this host any more
 
     def records(self) -> Sequence[SnapshotRecord]:
         """Recent snapshots and what became of them, oldest first."""
@@ -90,6 +123,8 @@ def _state(status: StreamStatus) -> StreamState:
         forged_acks=status.forged_acks,
         reconnects=status.reconnects,
         last_ack_ns=status.last_ack_ns,
+        backfilled=status.backfilled,
+        clock_offset_ns=status.clock_offset_ns,
     )
 
 

@@ -6,6 +6,9 @@ breaks, what was not answered is sent again on the next one, where the broker an
 a duplicate. An answer counts only if its seal holds under the vantage's control key, it carries this
 stream's nonce, and it names the digest of a snapshot that was sent: everything else clears nothing and is
 counted in ``forged_acks``.
+
+A live snapshot that comes back as too late for its lane or epoch is known not to be at the broker, because the
+counter is looked at before the time. It is sealed again for the backfill lane and sent there.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import random
 import secrets
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,7 +29,7 @@ from google.protobuf.message import DecodeError
 from mvps.stream.ledger import Ledger, Record, Totals
 from mvps.trust import limits
 from mvps.trust.reasons import RejectReason
-from mvps.trust.seal import Sealed, SealError, Verifier
+from mvps.trust.seal import Lane, Sealed, SealError, Verifier
 from mvps.v1 import stream_pb2 as pb
 from mvps.v1 import stream_pb2_grpc
 
@@ -48,6 +52,8 @@ _CONNECT_TIMEOUT_S: Final = 5.0
 _ACK_TIMEOUT_S: Final = 30.0
 _STATUS_TIMEOUT_S: Final = 1.0
 _DRAIN_POLL_S: Final = 0.02
+# Reasons that end a snapshot's life on the live lane only.
+_TOO_LATE: Final = frozenset({RejectReason.STALE, RejectReason.EPOCH_RETIRED})
 
 _Call = grpc.aio.StreamStreamCall[pb.Batch, pb.AckBatch]
 
@@ -56,6 +62,7 @@ _Call = grpc.aio.StreamStreamCall[pb.Batch, pb.AckBatch]
 class StreamStatus:
     """The road to the broker at one moment.
 
+    clock_offset_ns: the broker's clock minus ours at its last answer; None before the first.
     state: "idle", "connecting", "connected", "waiting" (for the next attempt), "refused" or "stopped".
     detail: what is wrong and what to do; empty when all is well.
     """
@@ -67,6 +74,8 @@ class StreamStatus:
     forged_acks: int
     reconnects: int
     last_ack_ns: int
+    backfilled: int
+    clock_offset_ns: int | None
 
 
 class _BrokenError(Exception):
@@ -79,21 +88,36 @@ class StreamClient:
     target: ``host:port``, ``[ipv6]:port`` or ``unix:/path``.
     vantage_id: whose snapshots these are; answers must be sealed for it.
     acks: verifies answers, purpose control, with the vantage's own key.
+    backfill: seals a stale snapshot again for the backfill lane; None when it cannot be. Without it a stale
+        snapshot is a rejected one.
+    manifests: gets the manifests that a broker passes on; they are verified there.
     queue_limit: unsettled snapshots kept while the broker is away; beyond it the oldest is dropped.
     """
 
     def __init__(
-        self, target: str, vantage_id: str, acks: Verifier, *, queue_limit: int = 3600, history: int = 1024
+        self,
+        target: str,
+        vantage_id: str,
+        acks: Verifier,
+        *,
+        backfill: Callable[[Sealed], Sealed | None] = lambda sealed: None,
+        manifests: Callable[[Sequence[bytes]], None] = lambda manifests: None,
+        queue_limit: int = 3600,
+        history: int = 1024,
     ) -> None:
         self._target = target
         self._vantage_id = vantage_id
         self._acks = acks
+        self._backfill = backfill
+        self._manifests = manifests
         self._ledger = Ledger(queue_limit, history)
         self._state = "idle"
         self._detail = ""
         self._forged = 0
         self._streams = 0
         self._last_ack_ns = 0
+        self._backfilled = 0
+        self._clock_offset_ns: int | None = None
         self._answered = False  # in the current stream
         self._loop = asyncio.new_event_loop()
         self._work = asyncio.Event()
@@ -124,6 +148,8 @@ class StreamClient:
             self._forged,
             max(self._streams - 1, 0),
             self._last_ack_ns,
+            self._backfilled,
+            self._clock_offset_ns,
         )
 
     def records(self, limit: int = 0) -> list[Record]:
@@ -279,6 +305,9 @@ class StreamClient:
             answer = await call.read()
             if not isinstance(answer, pb.AckBatch):
                 raise _BrokenError(f"the broker at {self._target} ended the stream")
+            # First, so that an answer under the next epoch's key can be verified.
+            if answer.manifests:
+                self._manifests(answer.manifests)
             for sealed in answer.sealed:
                 last = self._take_acks(Sealed(sealed.header, sealed.body, sealed.tag), nonce, last)
             self._work.set()  # there may be room for more in flight
@@ -305,20 +334,30 @@ class StreamClient:
             self._forged += 1
             return last
         for ack in acks.acks:
-            digest = self._ledger.digest(ack.lane, ack.counter)
-            if digest is None:
-                continue  # dropped meanwhile
-            if digest != ack.digest:
-                self._forged += 1
-            elif ack.status in (pb.ACK_STATUS_ACCEPTED, pb.ACK_STATUS_DUPLICATE):
-                self._ledger.settle(ack.lane, ack.counter, None)
-            elif ack.status == pb.ACK_STATUS_REJECTED:
-                self._ledger.settle(ack.lane, ack.counter, _reason(ack.reason))
+            self._take_ack(ack)
         self._answered = True
         self._state, self._detail = "connected", ""
         self._progress = time.monotonic()
         self._last_ack_ns = time.time_ns()
+        self._clock_offset_ns = header.time_ns - self._last_ack_ns
         return header.counter
+
+    def _take_ack(self, ack: pb.Ack) -> None:
+        sent = self._ledger.unsettled(ack.lane, ack.counter)
+        if sent is None:
+            return  # dropped meanwhile
+        if sent.digest != ack.digest:
+            self._forged += 1
+        elif ack.status in (pb.ACK_STATUS_ACCEPTED, pb.ACK_STATUS_DUPLICATE):
+            self._ledger.settle(ack.lane, ack.counter, None)
+        elif ack.status == pb.ACK_STATUS_REJECTED:
+            reason = _reason(ack.reason)
+            again = self._backfill(sent) if reason in _TOO_LATE and ack.lane == Lane.LIVE else None
+            if again is None:
+                self._ledger.settle(ack.lane, ack.counter, reason)
+            else:
+                self._ledger.renew(ack.lane, ack.counter, again)
+                self._backfilled += 1
 
 
 def _reason(number: int) -> RejectReason:

@@ -54,6 +54,11 @@ class _Item:
     record: Record
 
 
+def _item(sealed: Sealed) -> _Item:
+    header = parse_header(sealed.header)
+    return _Item(sealed, Record(header.lane, header.counter, header.tick, sealed.size, header.time_ns, State.SEALED))
+
+
 @dataclass(frozen=True, slots=True)
 class Totals:
     """Counts since start; ``queued`` includes what was sent and is not answered."""
@@ -93,18 +98,22 @@ class Ledger:
 
     def add(self, sealed: Sealed) -> None:
         """A snapshot was sealed. Drops the oldest unsettled one, cause ``queue_full``, if there is no room."""
-        header = parse_header(sealed.header)
-        key = (header.lane, header.counter)
-        record = Record(*key, header.tick, sealed.size, header.time_ns, State.SEALED)
+        item = _item(sealed)
         with self._lock:
-            if key in self._unsettled or key in self._settled:
-                raise ValueError(f"counter {header.counter} of lane {header.lane} was submitted before")
+            self._take_in(item)
             self._produced += 1
-            if len(self._unsettled) >= self._limit:
+            if len(self._unsettled) > self._limit:
                 self._drop(next(iter(self._unsettled)), "queue_full")
-            self._unsettled[key] = _Item(sealed, record)
-            self._waiting[key] = None
-            self.version += 1
+
+    def renew(self, lane: int, counter: int, sealed: Sealed) -> None:
+        """``sealed`` takes the place of an unsettled snapshot: the same one under a new seal. Counts nothing.
+
+        Unknown names are ignored.
+        """
+        item = _item(sealed)
+        with self._lock:
+            if self._remove((lane, counter)) is not None:
+                self._take_in(item)
 
     def take(self) -> list[Sealed]:
         """The next batch to send, oldest first, now marked as sent; empty when nothing may be sent."""
@@ -133,11 +142,11 @@ class Ledger:
             self._waiting = OrderedDict.fromkeys(self._unsettled)
             self.version += 1
 
-    def digest(self, lane: int, counter: int) -> bytes | None:
-        """Digest of an unsettled snapshot; None if there is none of that name."""
+    def unsettled(self, lane: int, counter: int) -> Sealed | None:
+        """An unsettled snapshot; None if there is none of that name."""
         with self._lock:
             item = self._unsettled.get((lane, counter))
-            return item.sealed.digest if item else None
+            return item.sealed if item else None
 
     def settle(self, lane: int, counter: int, reason: RejectReason | None) -> None:
         """A verified answer: acknowledged, or rejected for ``reason``. Unknown names are ignored."""
@@ -190,6 +199,14 @@ class Ledger:
         return records[-limit:] if limit else records
 
     # ---- with the lock held
+
+    def _take_in(self, item: _Item) -> None:
+        key = (item.record.lane, item.record.counter)
+        if key in self._unsettled or key in self._settled:
+            raise ValueError(f"counter {item.record.counter} of lane {item.record.lane} was submitted before")
+        self._unsettled[key] = item
+        self._waiting[key] = None
+        self.version += 1
 
     def _remove(self, key: tuple[int, int]) -> _Item | None:
         self._waiting.pop(key, None)

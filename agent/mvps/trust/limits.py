@@ -13,7 +13,8 @@ from typing import Final
 # ---- Sealed envelope
 MAX_VANTAGE_ID: Final = 64  # bytes
 MAX_BODY: Final = 512 * 1024  # bytes; a snapshot that carries no baseline has a few KiB
-TAG_BYTES: Final = 32
+TAG_BYTES: Final = 32  # scheme 1, HMAC-SHA256
+SIGNATURE_BYTES: Final = 64  # scheme 2, Ed25519
 NONCE_BYTES: Final = 16
 
 # ---- Stream
@@ -42,3 +43,15 @@ MAX_VANTAGES: Final = 100_000  # identities one broker keeps state for
 MAX_BASELINES_KEPT: Final = 16  # per vantage
 MAX_BASELINES_HELD: Final = 4096  # parsed, in memory, of all vantages
 MAX_HISTORY_ROWS: Final = 1000  # per query
+
+# ---- Operator epoch manifest
+MAX_MANIFEST_BYTES: Final = 32 * 1024 * 1024  # 100,000 vantages with two source prefixes each
+MAX_MANIFESTS: Final = 16  # epochs one process keeps
+# Brokers pass on manifests up to this size (about 2000 vantages); larger ones are distributed as files.
+MAX_PUSHED_MANIFEST_BYTES: Final = 480 * 1024
+MAX_ROLES: Final = 8  # per vantage
+MAX_PREFIXES: Final = 16  # per vantage
+MAX_WITNESSES: Final = 32
+MAX_REVOKED: Final = 10_000
+MAX_SEALING_KEYS: Final = 4 * MAX_VANTAGES  # derived keys in memory; one takes 0.6 KiB
+MAX_ENROLMENT_BYTES: Final = 8 * 1024

@@ -55,6 +55,10 @@ class ReplayGuard:
         self._committed = dict(committed or {})
         self._highest = dict(self._committed)
 
+    def seen(self, header: SealHeader) -> bool:
+        """Whether this header's counter is spent."""
+        return header.counter <= self._highest.get((header.vantage_id, header.epoch_id, header.lane), -1)
+
     def admit(self, header: SealHeader, now_ns: int) -> Freshness:
         """Judge a header whose seal holds; FRESH spends its counter, everything else leaves no trace."""
         key = (header.vantage_id, header.epoch_id, header.lane)

@@ -6,15 +6,15 @@ Header, big-endian (ours; the sources give no layout)::
     0   4  magic "MVPS"          8   2  flags, 0             24  8  counter = generation << 32 | sequence
     4   1  version, 1           10   1  vantage id length    32  8  tick k of the lattice
     5   1  scheme               11   1  reserved, 0          40  8  sealing time, ns since the Unix epoch
-    6   1  purpose              12   4  body length          48  8  key id
+    6   1  purpose              12   4  body length          48  8  key id of the party that seals
     7   1  lane                 16   8  epoch id             56  n  vantage id, n = 1..64 bytes
 
-    tag = HMAC-SHA256(K, header || body)      K: mvps.trust.keys, by purpose, vantage and epoch
+    scheme 1  tag = HMAC-SHA256(K, header || body)      32 bytes; K: mvps.trust.epochs
+    scheme 2  tag = Ed25519 signature of header || body  64 bytes
 
 A verifier looks at nothing but these fields before the seal holds, and never serialises anything again.
-One byte names the scheme and a key belongs to one scheme, so there is no downgrade. The trust profile
-(Ed25519 over the same bytes) is a second scheme beside this one; only :class:`_HmacKey` and the two places
-that use it differ.
+The scheme is the key's: the byte in the header has to agree with it and chooses nothing, so there is no
+downgrade.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import hmac
 import re
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
-from mvps.trust.keys import STATIC_EPOCH, SecretKey
-from mvps.trust.limits import MAX_BODY, MAX_VANTAGE_ID, MAX_VANTAGES, TAG_BYTES
+from mvps.trust.keys import PublicKey, SecretKey
+from mvps.trust.limits import MAX_BODY, MAX_VANTAGE_ID, SIGNATURE_BYTES, TAG_BYTES
 from mvps.trust.reasons import RejectReason
 
 MAGIC: Final = b"MVPS"
@@ -48,10 +48,16 @@ class Scheme(IntEnum):
     """How the tag is made."""
 
     HMAC_SHA256 = 1
+    ED25519 = 2
+
+    @property
+    def tag_bytes(self) -> int:
+        """Length of a tag."""
+        return TAG_BYTES if self is Scheme.HMAC_SHA256 else SIGNATURE_BYTES
 
 
 class Purpose(IntEnum):
-    """What the sealed bytes are for; each purpose has its own key."""
+    """What the sealed bytes are for. Snapshots and bfd are sealed by the vantage, control by the broker."""
 
     SNAPSHOT = 1
     CONTROL = 2
@@ -91,8 +97,10 @@ class Sealed(NamedTuple):
         """32 bytes that commit to header and body; two messages are the same exactly if this is equal.
 
         For HMAC-SHA256 the tag itself is such a commitment, also against whoever holds the key, and costs no
-        second pass over the body. A signature scheme must hash here: its tags do not commit.
+        second pass over the body. Ed25519 signatures do not commit, so SHA-256 of header || body stands in.
         """
+        if self.header[5:6] == b"\x02":
+            return hashlib.sha256(self.header + self.body).digest()
         return self.tag
 
 
@@ -111,23 +119,89 @@ class SealHeader(NamedTuple):
     vantage_id: str
 
 
-class _HmacKey:
+class SealingKey(Protocol):
+    """What seals, or verifies, one vantage's messages of one purpose in one epoch."""
+
+    @property
+    def scheme(self) -> Scheme:
+        """The only scheme this key has."""
+
+    @property
+    def key_id(self) -> bytes:
+        """8 bytes: the key id of the party that seals."""
+
+    def tag(self, header: bytes, body: bytes) -> bytes:
+        """The tag of a message. ValueError where this side can only verify."""
+
+    def holds(self, header: bytes, body: bytes, tag: bytes) -> bool:
+        """Whether ``tag`` is the message's."""
+
+
+class KeySource(Protocol):
+    """Knows every sealing key, and asks for none that is not admitted."""
+
+    def sealing_key(self, vantage_id: str, epoch_id: int, purpose: Purpose) -> SealingKey:
+        """The key; SealError with the reason why there is none."""
+
+
+class HmacKey:
     """HMAC-SHA256 under one key, with both pads hashed once (RFC 2104 section 4)."""
 
-    __slots__ = ("_inner", "_outer", "key_id")
+    __slots__ = ("_inner", "_outer", "key_id", "scheme")
 
     def __init__(self, key: bytes, key_id: bytes) -> None:
+        if len(key) > 64:
+            raise ValueError(f"an HMAC key of {len(key)} bytes, at most 64 allowed")
         block = key.ljust(64, b"\0")
         self._inner = hashlib.sha256(bytes(b ^ 0x36 for b in block))
         self._outer = hashlib.sha256(bytes(b ^ 0x5C for b in block))
-        self.key_id = key_id
+        self.key_id: Final = key_id
+        self.scheme: Final = Scheme.HMAC_SHA256
 
     def tag(self, header: bytes, body: bytes) -> bytes:
+        """The tag of a message."""
         inner = self._inner.copy()
         inner.update(header + body)
         outer = self._outer.copy()
         outer.update(inner.digest())
         return outer.digest()
+
+    def holds(self, header: bytes, body: bytes, tag: bytes) -> bool:
+        """Whether ``tag`` is the message's, in constant time."""
+        return hmac.compare_digest(self.tag(header, body), tag)
+
+
+class Ed25519Verifier:
+    """Verifies what the holder of ``public`` signed."""
+
+    __slots__ = ("_public", "key_id", "scheme")
+
+    def __init__(self, public: PublicKey) -> None:
+        self._public = public
+        self.key_id: Final = public.key_id
+        self.scheme: Final = Scheme.ED25519
+
+    def tag(self, header: bytes, body: bytes) -> bytes:
+        """Never: only the holder of the secret key signs."""
+        raise ValueError(f"only the holder of key {self.key_id.hex()} can seal with it")
+
+    def holds(self, header: bytes, body: bytes, tag: bytes) -> bool:
+        """Whether ``tag`` is the message's."""
+        return self._public.holds(header + body, tag)
+
+
+class Ed25519Signer(Ed25519Verifier):
+    """Signs with an identity's own key."""
+
+    __slots__ = ("_secret",)
+
+    def __init__(self, secret: SecretKey) -> None:
+        super().__init__(secret.public)
+        self._secret = secret
+
+    def tag(self, header: bytes, body: bytes) -> bytes:
+        """The tag of a message."""
+        return self._secret.sign(header + body)
 
 
 def check_vantage_id(vantage_id: str) -> bytes:
@@ -172,8 +246,8 @@ def parse_header(header: bytes) -> SealHeader:
         if not prefix.startswith(MAGIC):
             raise SealError(RejectReason.BAD_MAGIC, "these bytes are no MVPS seal")
         raise SealError(RejectReason.UNKNOWN_VERSION, f"header version {prefix[-1]}; this side knows {VERSION}")
-    if scheme != 1:
-        raise SealError(RejectReason.UNKNOWN_SCHEME, f"seal scheme {scheme}; this side knows 1, HMAC-SHA256")
+    if not 1 <= scheme <= 2:
+        raise SealError(RejectReason.UNKNOWN_SCHEME, f"seal scheme {scheme}; this side knows 1 and 2")
     if not 1 <= purpose <= 3:
         raise SealError(RejectReason.WRONG_PURPOSE, f"purpose {purpose} is not defined")
     if not 1 <= lane <= 2:
@@ -189,7 +263,7 @@ def parse_header(header: bytes) -> SealHeader:
 
 
 class Sealer:
-    """Seals one vantage's messages of one purpose.
+    """Seals one vantage's messages of one purpose in one epoch.
 
     counter: gives the next counter of a lane, e.g. :meth:`mvps.trust.counter.Counter.next`.
     clock: sealing time in ns since the Unix epoch.
@@ -197,22 +271,21 @@ class Sealer:
 
     def __init__(
         self,
-        key: SecretKey,
+        key: SealingKey,
         vantage_id: str,
         purpose: Purpose,
         counter: Callable[[Lane], int],
         *,
-        epoch_id: int = STATIC_EPOCH,
-        operator_id: str = "",
+        epoch_id: int,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._id = check_vantage_id(vantage_id)
-        self._key = _HmacKey(key.derive(purpose.name.lower(), vantage_id, epoch_id, operator_id), key.key_id)
+        self._key = key
         self._purpose = purpose
-        self._epoch_id = epoch_id
         self._counter = counter
         self._clock = clock
         self.vantage_id: Final = vantage_id
+        self.epoch_id: Final = epoch_id
 
     def seal(self, body: bytes, tick: int, lane: Lane = Lane.LIVE) -> Sealed:
         """Seal ``body``. ValueError if it is larger than MAX_BODY; no counter is spent then."""
@@ -221,14 +294,14 @@ class Sealer:
         header = (
             _FIXED.pack(
                 _PREFIX,
-                Scheme.HMAC_SHA256,
+                self._key.scheme,
                 self._purpose,
                 lane,
                 0,
                 len(self._id),
                 0,
                 len(body),
-                self._epoch_id,
+                self.epoch_id,
                 self._counter(lane),
                 tick,
                 self._clock(),
@@ -239,67 +312,17 @@ class Sealer:
         return Sealed(header, body, self._key.tag(header, body))
 
 
-class Keyring:
-    """Which key vouches for which vantage.
-
-    keys: vantage id -> key. The id ``"*"`` stands for every vantage that has no key of its own.
-    """
-
-    ANY: Final = "*"
-
-    def __init__(
-        self, keys: Mapping[str, SecretKey], *, operator_id: str = "", epochs: Iterable[int] = (STATIC_EPOCH,)
-    ) -> None:
-        if not keys:
-            raise ValueError("no key is configured, so nobody could be admitted: add one under [keys]")
-        for vantage_id in keys:
-            if vantage_id != self.ANY:
-                check_vantage_id(vantage_id)
-        self._keys = dict(keys)
-        self._operator_id = operator_id
-        self._epochs = frozenset(epochs)
-
-    def key_of(self, vantage_id: str, epoch_id: int) -> SecretKey:
-        """The configured key; SealError if the vantage or the epoch is not admitted."""
-        key = self._keys.get(vantage_id) or self._keys.get(self.ANY)
-        if key is None:
-            raise SealError(
-                RejectReason.UNKNOWN_VANTAGE, f"no key is configured at the broker for vantage {vantage_id!r}"
-            )
-        if epoch_id not in self._epochs:
-            raise SealError(RejectReason.UNKNOWN_EPOCH, f"epoch {epoch_id} is not admitted")
-        return key
-
-    def sealing_key(self, vantage_id: str, epoch_id: int, purpose: Purpose) -> _HmacKey:
-        """Derived key of one vantage, epoch and purpose; SealError as for :meth:`key_of`."""
-        key = self.key_of(vantage_id, epoch_id)
-        derived = key.derive(purpose.name.lower(), vantage_id, epoch_id, self._operator_id)
-        return _HmacKey(derived, key.key_id)
-
-    def sealer(self, vantage_id: str, epoch_id: int, purpose: Purpose, counter: Callable[[Lane], int]) -> Sealer:
-        """A sealer towards one vantage: how a broker answers it."""
-        return Sealer(
-            self.key_of(vantage_id, epoch_id),
-            vantage_id,
-            purpose,
-            counter,
-            epoch_id=epoch_id,
-            operator_id=self._operator_id,
-        )
-
-
 class Verifier:
-    """Verifies messages of one purpose."""
+    """Verifies messages of one purpose. Keeps no keys: a revocation at the source counts at once."""
 
-    def __init__(self, keyring: Keyring, purpose: Purpose) -> None:
-        self._keyring = keyring
+    def __init__(self, keys: KeySource, purpose: Purpose) -> None:
+        self._keys = keys
         self._purpose = purpose
-        self._known: dict[tuple[str, int], _HmacKey] = {}
 
     def verify(self, sealed: Sealed) -> SealHeader:
         """Header of a message whose seal holds. Raises SealError and nothing else.
 
-        Order: fixed header, limits, key, seal. The body is hashed and not looked at.
+        Order: fixed header, limits, key, scheme, seal. The body is hashed and not looked at.
         """
         header, body, tag = sealed
         fields = parse_header(header)
@@ -310,24 +333,23 @@ class Verifier:
             )
         if len(body) != fields.body_bytes:
             raise SealError(RejectReason.BAD_LENGTH, f"body of {len(body)} bytes, the header says {fields.body_bytes}")
-        if len(tag) != TAG_BYTES:
-            raise SealError(RejectReason.BAD_LENGTH, f"tag of {len(tag)} bytes, not {TAG_BYTES}")
-        identity = (fields.vantage_id, fields.epoch_id)
-        known = self._known.get(identity)
-        key = known or self._keyring.sealing_key(*identity, self._purpose)
+        key = self._keys.sealing_key(fields.vantage_id, fields.epoch_id, self._purpose)
+        if key.scheme != fields.scheme:
+            raise SealError(
+                RejectReason.WRONG_SCHEME,
+                f"{fields.vantage_id} seals by scheme {fields.scheme}, epoch {fields.epoch_id} has scheme "
+                f"{int(key.scheme)}: give both sides the same manifest",
+            )
+        if len(tag) != key.scheme.tag_bytes:
+            raise SealError(RejectReason.BAD_LENGTH, f"tag of {len(tag)} bytes, not {key.scheme.tag_bytes}")
         if key.key_id != fields.key_id:
             raise SealError(
                 RejectReason.UNKNOWN_KEY,
-                f"{fields.vantage_id} seals with key {fields.key_id.hex()}, configured here is "
-                f"{key.key_id.hex()}: install the same key on both sides",
+                f"sealed for {fields.vantage_id} with key {fields.key_id.hex()}, epoch {fields.epoch_id} names "
+                f"{key.key_id.hex()}: enrol the key that is in use, or go back to the one that is enrolled",
             )
-        if not hmac.compare_digest(key.tag(header, body), tag):
+        if not key.holds(header, body, tag):
             raise SealError(RejectReason.BAD_SEAL, f"the seal of {fields.vantage_id} does not hold")
-        if known is None:
-            # Kept only now: names that nobody can seal for must not fill the memory.
-            if len(self._known) >= MAX_VANTAGES:
-                raise SealError(RejectReason.TOO_MANY_VANTAGES, f"more than {MAX_VANTAGES} vantages")
-            self._known[identity] = key
         return fields
 
 
