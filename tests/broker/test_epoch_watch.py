@@ -43,6 +43,13 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+async def talk_on(call: grpc.aio.StreamStreamCall, host: Host) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            await call.write(batch(host.seal()))
+            await call.read()
+
+
 def batch(sealed: Sealed) -> pb.Batch:
     header, body, tag = sealed
     return pb.Batch(stream_nonce=bytes(16), items=[pb.SealedSnapshot(header=header, body=body, tag=tag)])
@@ -56,10 +63,7 @@ async def test_a_revoked_key_is_refused_within_a_scan_also_in_open_streams(tmp_p
         assert (await call.read()).sealed
         site.sign(revoke(succeed(site.manifest, int(time.time()) + 3600), "host-1"))  # long before it is in force
         with pytest.raises(grpc.aio.AioRpcError):
-            async with asyncio.timeout(30):
-                while True:
-                    await call.write(batch(host.seal()))
-                    await call.read()
+            await talk_on(call, host)
         assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
         assert "revoked" in (await call.details() or "")
         assert broker.counters()["rejected.revoked"] == 1
