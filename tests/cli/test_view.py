@@ -96,3 +96,11 @@ def test_json_has_distributions_as_numbers(update: TickUpdate) -> None:
     assert document["surfaces"][0]["observations"][0]["distribution"] == [0.25, 0.75]
     assert document["surfaces"][0]["decision"]["phase"] == "PHASE_ALARM"
     assert document["surfaces"][1]["needed_ticks"] == 60
+
+
+def test_the_epoch_line_has_what_an_operator_needs() -> None:
+    stream = StreamState(epoch_id=3, profile="cwt", epoch_until_ns=1_800_000_000 * 10**9)
+    assert view.epoch_line(stream) == "epoch 3, profile cwt, until 2027-01-15T08:00:00Z"
+    stream.clock_offset_ns, stream.backfilled, stream.manifest_error = -2_500_000, 4, "why"
+    assert view.epoch_line(stream).endswith("; broker's clock -2.5 ms; 4 sent as backfill\nmanifest refused: why")
+    assert view.epoch_line(StreamState()) == ""

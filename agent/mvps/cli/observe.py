@@ -93,6 +93,8 @@ def _print_status(status: StatusResponse) -> None:
     vantages = [(v.name, v.state, v.reason) for v in status.vantages]
     print("\nvantages\n" + _indent(view.table(vantages)))
     print("\n" + view.stream_line(status.stream))
+    if epoch := view.epoch_line(status.stream):
+        print(epoch)
     lost = {cause: count for cause, count in status.losses.by_cause.items() if count}
     print("lost: " + (", ".join(f"{c} {n}" for c, n in sorted(lost.items())) or "nothing"))
 

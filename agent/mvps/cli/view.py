@@ -154,6 +154,19 @@ def stream_line(stream: StreamState) -> str:
     return f"{head}  {counts}" + (f"  {stream.detail}" if stream.detail else "")
 
 
+def epoch_line(stream: StreamState) -> str:
+    """The epoch that seals and how far the broker's clock is off; empty where nothing is sealed."""
+    if not stream.epoch_id:
+        return ""
+    until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(stream.epoch_until_ns / 1e9))
+    words = f"epoch {stream.epoch_id}, profile {stream.profile}, until {until}"
+    if stream.HasField("clock_offset_ns"):
+        words += f"; broker's clock {stream.clock_offset_ns / 1e6:+.1f} ms"
+    if stream.backfilled:
+        words += f"; {stream.backfilled} sent as backfill"
+    return words + (f"\nmanifest refused: {stream.manifest_error}" if stream.manifest_error else "")
+
+
 def as_json(snapshot: Snapshot) -> dict[str, object]:
     """A snapshot as plain values; distributions as lists of numbers instead of packed bytes."""
     import struct

@@ -133,6 +133,17 @@ def _lines(state: AgentState, programs: Mapping[str, RunTotals]) -> Iterator[str
     yield from _family("mvps_broker_connected", "gauge", "1 while the stream to the broker is up.")
     yield _sample("mvps_broker_connected", {}, int(stream.state == "connected"))
 
+    yield from _family("mvps_snapshots_backfilled", "counter", "Snapshots sealed again for the backfill lane.")
+    yield _sample("mvps_snapshots_backfilled_total", {}, stream.backfilled)
+    if stream.epoch_id:
+        yield from _family("mvps_epoch", "gauge", "Epoch that seals now.")
+        yield _sample("mvps_epoch", {"profile": stream.profile}, stream.epoch_id)
+        yield from _family("mvps_epoch_until_seconds", "gauge", "When that epoch ends, Unix time.", "seconds")
+        yield _sample("mvps_epoch_until_seconds", {}, stream.epoch_until_ns / 1e9)
+    if stream.HasField("clock_offset_ns"):
+        yield from _family("mvps_broker_clock_offset_seconds", "gauge", "The broker's clock minus ours.", "seconds")
+        yield _sample("mvps_broker_clock_offset_seconds", {}, stream.clock_offset_ns / 1e9)
+
     # Only while someone keeps the kernel's run-time statistics on (`mvps cost --live`): absent is not zero.
     if programs:
         yield from _family("mvps_program_runs", "counter", "Runs of a BPF program while statistics were on.")
