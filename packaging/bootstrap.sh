@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Everything a fresh Debian 12 or 13 host needs to run MVPS from this tree: system packages, a virtual environment,
-# BPF objects, generated code. Does nothing when nothing changed.
+# BPF objects, the native gate, generated code. Does nothing when nothing changed.
 #
 # usage: packaging/bootstrap.sh [--dev]     --dev adds what the tests and benchmarks need
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-packages=(python3 python3-venv clang llvm libbpf-dev libbpf1 iproute2)
+packages=(python3 python3-dev python3-venv clang llvm libbpf-dev libbpf1 libssl-dev iproute2)
 extras=broker,probe
 stamp=.venv/.stamp
 if [[ ${1:-} == --dev ]]; then

@@ -225,6 +225,18 @@ async def test_accepted_snapshots_are_leaves_and_rejected_ones_are_not(reopen: O
     assert rows[1].sealed.header not in on_disk
 
 
+async def test_accepted_snapshots_are_counted_over_groups(reopen: Open) -> None:
+    host, other = new_host(), new_host("host-2")
+    store = reopen()
+    await store.submit([row(host), row(other), row(host)], 0)
+    await store.submit([row(host), row(host, reason=RejectReason.MALFORMED), row(host)], 0)
+    last = row(host)
+    await store.submit([last], 0)
+    known = {each.vantage_id: each for each in reopen().vantages()}
+    assert (known["host-1"].accepted, known["host-2"].accepted) == (5, 1)
+    assert known["host-1"].latest.counter == last.counter
+
+
 async def test_a_transaction_that_fails_takes_its_leaves_back(reopen: Open) -> None:
     store = reopen()
     host = new_host()

@@ -332,6 +332,18 @@ def test_manifests_decide_who_signs(tmp_path: Path) -> None:
         Trusted({later.digest: later}).judge(forged)
 
 
+def test_a_broker_that_holds_on_to_an_old_manifest_is_remarked(tmp_path: Path) -> None:
+    site = usual(tmp_path)
+    later = replace(
+        site.manifest, epoch_id=2, previous=site.manifest.digest, from_s=START + 15, retire_s=START + 15, quorum=3
+    )
+    result = audit(LogFiles(tmp_path), Trusted({m.digest: m for m in (site.manifest, later)}))
+    assert result.holds
+    assert result.remarks == [
+        "2 checkpoints, over 7 to 12 leaves, name a manifest whose successor was in force already"
+    ]
+
+
 def _base64(data: bytes) -> str:
     import base64
 

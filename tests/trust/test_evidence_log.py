@@ -129,6 +129,25 @@ def test_what_was_not_committed_is_cut_off(tmp_path: Path) -> None:
     log.close()
 
 
+def test_leaves_are_synced_before_append_returns_and_nodes_before_a_segment_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EvidenceLog(tmp_path, segment_bytes=300)
+    synced: list[tuple[str, int]] = []
+
+    def record(descriptor: int) -> None:
+        synced.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")).name, os.fstat(descriptor).st_size))
+
+    monkeypatch.setattr(os, "fdatasync", record)
+    _, first = log.append(leaves(0, 4))
+    assert synced == [(f"leaves-{0:020d}", first.end)]
+    log.commit()
+    _, second = log.append(leaves(4, 1))
+    assert synced[1:] == [("nodes", 7 * 32), (f"leaves-{4:020d}", second.end)]
+    log.commit()
+    log.close()
+
+
 def test_a_segment_that_was_not_committed_is_removed(tmp_path: Path) -> None:
     folder = tmp_path / "log"
     log = EvidenceLog(folder, segment_bytes=1)

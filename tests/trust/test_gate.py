@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import gc
 import hashlib
+import hmac
 import math
 import pickle
 import struct
@@ -26,7 +27,7 @@ from mvps.trust._gate import FIXED_HEADER_BYTES
 from mvps.trust.gate import Gate, HmacKey, Judged, Refusal
 from mvps.trust.reasons import RejectReason
 from mvps.trust.replay import Window
-from mvps.trust.seal import Lane, SealError, SealHeader
+from mvps.trust.seal import Lane, Scheme, SealError, SealHeader
 from mvps.v1 import snapshot_pb2 as pb
 
 SECOND = 10**9
@@ -404,6 +405,8 @@ def test_a_baseline_id_beyond_a_names_length_is_over_a_limit() -> None:
         (SECOND, TICK, -WINDOW.future_ns, None),
         (SECOND, TICK, -WINDOW.future_ns - 1, INVALID),
         (SECOND, 0, 0, None),
+        (SECOND, 0, U64, INVALID),
+        (SECOND, U64 // SECOND, -(U64 // SECOND) * SECOND, INVALID),
         (oracle.MAX_PERIOD_NS, U64 // oracle.MAX_PERIOD_NS, 0, None),
         (oracle.MAX_PERIOD_NS, U64, 0, INVALID),  # tick * period has more than 64 bits
     ],
@@ -451,6 +454,8 @@ WIRE = [
     ("an end inside a tag", b"\xff", MALFORMED),
     ("an end inside a number", b"\x69\0\0", MALFORMED),
     ("text that is no UTF-8", piece(15, 2, piece(1, 2, b"\xff") + ENTRY_VALUE), MALFORMED),
+    ("a long form of three", piece(15, 2, piece(1, 2, b"\xe0\x9f\xbf") + ENTRY_VALUE), MALFORMED),
+    ("a long form of four", piece(15, 2, piece(1, 2, b"\xf0\x8f\xbf\xbf") + ENTRY_VALUE), MALFORMED),
     ("a surrogate", piece(15, 2, piece(1, 2, b"\xed\xa0\x80") + ENTRY_VALUE), MALFORMED),
     ("a long form", piece(15, 2, piece(1, 2, b"\xc0\x80") + ENTRY_VALUE), MALFORMED),
     ("beyond Unicode", piece(15, 2, piece(1, 2, b"\xf4\x90\x80\x80") + ENTRY_VALUE), MALFORMED),
@@ -481,6 +486,22 @@ def test_wire_format(what: str, more: bytes | None, reason: RejectReason | None)
         for _ in range(1000):
             more = piece(13, 2, more)
     assert body_refusal(sample().SerializeToString() + more) is reason
+
+
+def test_text_is_utf8_exactly_where_python_says_so() -> None:
+    for lead in range(0xBF, 0x100):
+        for second in range(0x100):
+            for size in (1, 2, 3, 4):
+                text = bytes([lead, second, 0x80, 0xBF])[:size]
+                found = gate.check_body(piece(7, 2, text), SealHeader(*HEADER), WINDOW)
+                try:
+                    text.decode()
+                except UnicodeDecodeError:
+                    assert found is not None
+                    assert found.reason is MALFORMED
+                else:
+                    assert found is not None
+                    assert found.reason is RejectReason.UNKNOWN_SCHEMA_VERSION
 
 
 def test_an_object_name_twice_is_refused() -> None:
@@ -682,6 +703,9 @@ def test_what_is_accepted_is_what_protobuf_reads_and_writes(body: bytes) -> None
     except DecodeError:
         assert not accepted
         return
+    # Without native code no other fault would be found.
+    lenient, strict = (check(body, HEADER, WINDOW) for check in (oracle.check_parsed, oracle.check_body))
+    assert lenient is strict or (not accepted and strict in (MALFORMED, INVALID))
     if accepted:
         size = snapshot.ByteSize()
         assert size == len(body)
@@ -790,9 +814,10 @@ def test_hmac_vectors_of_rfc_4231(key: bytes, data: bytes, tag: str) -> None:
 
 
 @given(st.binary(max_size=200), st.binary(max_size=200), st.binary(max_size=100))
+@example(b"", b"", b"k" * 63)
+@example(b"", b"", b"k" * 64)
+@example(b"", b"", b"k" * 65)
 def test_tags_are_those_of_the_standard_library(header: bytes, body: bytes, key: bytes) -> None:
-    import hmac
-
     assert HmacKey(key, bytes(8)).tag(header, body) == hmac.digest(key, header + body, "sha256")
 
 
@@ -1031,7 +1056,7 @@ def test_a_retired_epoch_leaves_the_live_lane_when_live_snapshots_of_it_are_too_
     (verdict,) = pair.admit(sealed(epoch_id=9, time_ns=NOW - 1), now_ns=later - 1)
     assert verdict.fresh
     (verdict,) = pair.admit(sealed(epoch_id=9, time_ns=NOW - 1, counter=U64), now_ns=later)
-    assert verdict.reason in (RejectReason.STALE, RejectReason.EPOCH_RETIRED)
+    assert verdict.reason is RejectReason.STALE
 
 
 def test_a_duplicate_is_a_duplicate_however_old_and_in_whatever_epoch() -> None:
@@ -1056,6 +1081,21 @@ def test_committed_counters_survive_a_rewind_and_others_do_not() -> None:
     assert pair.admit(sealed(counter=6))[0].fresh
 
 
+def test_commits_in_any_order_keep_the_highest() -> None:
+    pair = Pair()
+    pair.commit("host-1", EPOCH, 1, 5)
+    pair.commit("host-1", EPOCH, 1, 3)
+    pair.rewind()
+    assert [v.fresh for v in pair.admit(sealed(counter=4), sealed(counter=5), sealed(counter=6))] == [
+        False,
+        False,
+        True,
+    ]
+    # Not even what was admitted meanwhile is taken back by a lower one.
+    pair.commit("host-1", EPOCH, 1, 4)
+    assert not pair.admit(sealed(counter=6))[0].fresh
+
+
 def test_counter_zero_counts_once() -> None:
     pair = Pair()
     assert pair.admit(sealed(counter=0))[0].fresh
@@ -1064,6 +1104,9 @@ def test_counter_zero_counts_once() -> None:
     pair.commit("host-1", EPOCH, 1, 0)
     pair.rewind()
     assert not pair.admit(sealed(counter=0))[0].fresh
+    unheard = Pair()
+    unheard.commit("host-1", EPOCH, 1, 0)
+    assert not unheard.admit(sealed(counter=0))[0].fresh
 
 
 def test_lanes_epochs_and_vantages_have_counters_of_their_own() -> None:
@@ -1197,7 +1240,7 @@ class Source:
         return native_key(vantage_id)
 
     def validity(self, epoch_id: int) -> gate.Validity:
-        return gate.Validity(EPOCHS[epoch_id][0], 1 << 70, 1 << 70)
+        return gate.Validity(*EPOCHS[epoch_id])
 
 
 def test_a_gate_opened_on_a_source_of_keys() -> None:
@@ -1245,13 +1288,26 @@ def test_an_answer_that_is_no_key_ends_the_call_and_admits_nothing(answer: objec
 
 
 def test_a_key_whose_check_fails_admits_nothing() -> None:
-    class Broken(Signer):
-        def holds(self, header: bytes, body: bytes, tag: bytes) -> bool:
-            raise ZeroDivisionError
+    class Fragile(Signer):
+        broken = True
 
-    native = broken_resolver((Broken(), 0, U64, U64))
+        def holds(self, header: bytes, body: bytes, tag: bytes) -> bool:
+            if self.broken:
+                raise ZeroDivisionError
+            return super().holds(header, body, tag)
+
+    key = Fragile()
+    native = broken_resolver((key, 0, U64, U64))
     with pytest.raises(ZeroDivisionError):
-        native.admit([sealed("signer")], NOW)
+        native.admit([sealed("signer", counter=1)], NOW)
+    key.broken = False
+    assert native.admit([sealed("signer", counter=1)], NOW)[0].fresh
+    # Also when the key is held.
+    key.broken = True
+    with pytest.raises(ZeroDivisionError):
+        native.admit([sealed("signer", counter=2)], NOW)
+    key.broken = False
+    assert native.admit([sealed("signer", counter=2)], NOW)[0].fresh
 
 
 def test_a_gate_is_not_used_from_inside_itself() -> None:
@@ -1327,7 +1383,7 @@ def test_nothing_is_leaked_and_nothing_is_freed_twice() -> None:
     try:
         figures = []
         for _ in range(2):  # the interpreter's own free lists fill up in the first
-            for _ in range(2000):
+            for _ in range(1000):
                 exercise(native, items)
             gc.collect()
             figures.append((tracemalloc.get_traced_memory()[0], [sys.getrefcount(one) for one in shared]))
@@ -1335,9 +1391,9 @@ def test_nothing_is_leaked_and_nothing_is_freed_twice() -> None:
         tracemalloc.stop()
     (before, references), (after, references_after) = figures
     # One lost object a round would be 32 KB at least.
-    assert after - before < 2000 * 16
+    assert after - before < 1000 * 16
     for one, count, count_after in zip(shared, references, references_after, strict=True):
-        assert abs(count_after - count) < 100, one
+        assert abs(count_after - count) < 500, one
 
 
 def test_a_gate_that_is_in_a_cycle_is_freed() -> None:
@@ -1359,6 +1415,10 @@ def test_a_gate_that_is_in_a_cycle_is_freed() -> None:
 def test_a_subclass_of_a_key_is_a_key() -> None:
     class Named(HmacKey):
         __slots__ = ()
+
+        @property
+        def scheme(self) -> Scheme:
+            return Scheme.HMAC_SHA256
 
         def holds(self, header: bytes, body: bytes, tag: bytes, /) -> bool:
             raise AssertionError("the gate does not ask")

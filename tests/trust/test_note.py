@@ -17,6 +17,7 @@ from mvps.trust.note import (
     Note,
     NoteError,
     NoteKey,
+    NoteSignature,
     cosign,
     is_note_name,
     parse_note,
@@ -204,6 +205,19 @@ def test_a_cosignature_is_no_note_signature_of_the_same_key() -> None:
     public = parse_note_key(PETER).public
     signature = cosign(TEXT, "PeterNeumann", peter, public, 1)
     assert verified(Note(TEXT, (signature,)), [parse_note_key(PETER)]) == []
+
+
+def test_a_signed_time_beyond_the_range_does_not_count() -> None:
+    public = parse_note_key(PETER).public
+    key = NoteKey("w", COSIGNATURE_V1, public)
+    for timestamp_s in ((1 << 63) - 1, 1 << 63):
+        blob = struct.pack(">Q", timestamp_s) + peter(f"cosignature/v1\ntime {timestamp_s}\n{TEXT}".encode())
+        signed = Note(TEXT, (NoteSignature("w", key.key_id, blob),))
+        if timestamp_s < 1 << 63:
+            assert verified(signed, [key]) == [(key, timestamp_s)]
+        else:
+            with pytest.raises(NoteError, match="does not hold"):
+                verified(signed, [key])
 
 
 @pytest.mark.parametrize("timestamp_s", [-1, 1 << 63])

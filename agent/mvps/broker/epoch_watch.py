@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from mvps.broker.evidence import Signing
 from mvps.broker.settings import BrokerSettings
 from mvps.trust.epochs import Epochs
 from mvps.trust.keys import Kind, load_keys, load_public
@@ -37,7 +38,7 @@ class EpochWatch:
 
     def __init__(self, settings: BrokerSettings) -> None:
         keys = load_keys(settings.key, Kind.BROKER)
-        self.key = keys[0]
+        self._keys = {key.public: key for key in keys}
         self.epochs = Epochs.of_broker(keys, settings.window().live_past_ns)
         self._folder = ManifestFolder(settings.manifests, load_public(settings.operator, Kind.OPERATOR))
         self._signed: dict[int, bytes] = {}
@@ -68,6 +69,16 @@ class EpochWatch:
     def newest(self) -> int:
         """Id of the newest epoch, also one that has not begun."""
         return self.epochs.manifests[-1].epoch_id
+
+    def signing(self, now_ns: int) -> Signing | None:
+        """Under what a checkpoint of this moment is signed; None when the epoch in force names another broker's key."""
+        manifest = self.epochs.current(now_ns)
+        key = self._keys.get(manifest.broker.key) if manifest else None
+        if manifest is None or key is None:
+            return None
+        return Signing(
+            manifest.broker.name, key, manifest.digest, manifest.faults, manifest.quorum, manifest.witnesses
+        )
 
     async def run(self, revoked: Callable[[], None]) -> None:
         """Until cancelled. ``revoked`` is called whenever keys that were given out may not count any more."""

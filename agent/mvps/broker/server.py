@@ -26,6 +26,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 import mvps
 from mvps.broker.admission import Admission, Verdict
 from mvps.broker.epoch_watch import EpochWatch
+from mvps.broker.evidence import Evidence
 from mvps.broker.schema import SCHEMA_VERSION
 from mvps.broker.settings import BrokerSettings
 from mvps.broker.state import FleetState, without_baselines
@@ -84,13 +85,19 @@ class Broker:
         except BaseException:
             self._store.close()
             raise
+        self.evidence: Final = Evidence(
+            self._store.evidence, self._watch.signing, urls=settings.witnesses, period_s=settings.bundle_period_s
+        )
         self._fence = self._store.fence
         self._stream_ids = count(1)
         self._connected: defaultdict[str, set[int]] = defaultdict(set)
         self._settling: set[asyncio.Task[None]] = set()
         self._started_ns = time.time_ns()
         self._server: grpc.aio.Server | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        # Set when a defect has ended one of the broker's own tasks; ``failure`` says which.
+        self.failed = asyncio.Event()
+        self.failure: BaseException | None = None
         self.streams = 0
         self.accepted = 0
         self.duplicates = 0
@@ -111,14 +118,22 @@ class Broker:
         for service in ("", SERVICE):
             await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
         self._server = server
-        self._watching = asyncio.get_running_loop().create_task(self._watch.run(self.admission.keys_changed))
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(self._watch.run(self.admission.keys_changed)),
+            loop.create_task(self.evidence.run()),
+        ]
+        for task in self._tasks:
+            task.add_done_callback(self._task_ended)
 
     async def stop(self) -> None:
         """End the streams, commit what was taken, close the store. Idempotent."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
-            self._watching = None
+        for task in self._tasks:
+            task.remove_done_callback(self._task_ended)
+            task.cancel()
+        # Before the store closes: the last checkpoint is signed on the way out.
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
         if self._server is not None:
             # No grace: streams never end by themselves, and what is not acknowledged is sent again.
             await self._server.stop(None)
@@ -128,6 +143,12 @@ class Broker:
         if self.address.startswith("unix:"):
             Path(self.address.removeprefix("unix:")).unlink(missing_ok=True)
             self.address = ""
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """Neither task ends by itself: a broker that no longer hears of revocations must not go on."""
+        if not task.cancelled():
+            self.failure = task.exception() or RuntimeError("a task of the broker ended")
+            self.failed.set()
 
     def counters(self) -> dict[str, int]:
         """Totals since start, for metrics: accepted, duplicates, rejected.<reason>, ..."""
@@ -256,9 +277,18 @@ class Broker:
                 self.admission.settle_repeat(verdict, found)
         now_ns = time.time_ns()
         for verdict in verdicts:
+            if verdict.reason is None and not verdict.duplicate and verdict.header.lane == Lane.LIVE:
+                self._observe(verdict)
             self.accepted += verdict.reason is None and not verdict.duplicate
             self.duplicates += verdict.duplicate
             self.fleet.record(verdict, stream, now_ns)
+
+    def _observe(self, verdict: Verdict) -> None:
+        """What the bundle's checkpoint says of this vantage: the larger D^2 of its surfaces."""
+        surfaces = verdict.snapshot.surfaces if verdict.snapshot is not None else ()
+        distances = [surface.decision.d2 for surface in surfaces if surface.HasField("decision")]
+        if distances:
+            self.evidence.observe(verdict.header.vantage_id, max(distances))
 
     def _acks(self, verdicts: list[Verdict], nonce: bytes, counter: StreamCounter) -> pb.AckBatch:
         bodies: dict[tuple[str, int], pb.Acks] = {}
@@ -291,6 +321,7 @@ class Broker:
     def info(self) -> pb.ServerInfo:
         """Answer to ServerInfo."""
         manifest = self._watch.epochs.current(time.time_ns())
+        evidence = self.evidence.status()
         return pb.ServerInfo(
             version=mvps.__version__,
             schema_version=SCHEMA_VERSION,
@@ -309,6 +340,16 @@ class Broker:
             refused_manifests=self._watch.refused,
             clock_steps=self._watch.clock_steps,
             last_clock_step_ns=self._watch.last_clock_step_ns,
+            evidence=pb.Evidence(
+                size=evidence.size,
+                checkpoint_size=evidence.checkpoint_size,
+                checkpoint_ns=evidence.checkpoint_ns,
+                cosignatures=evidence.cosignatures,
+                quorum=evidence.quorum,
+                cosigned_size=evidence.cosigned_size,
+                witness_errors=evidence.witness_errors,
+                error=evidence.error,
+            ),
         )
 
     def vantages(self) -> pb.ListVantagesResponse:
@@ -334,7 +375,7 @@ class Broker:
                 lane=row.lane,
                 tick=row.tick,
                 received_ns=row.received_ns,
-                digest=row.sealed.digest,
+                digest=row.digest,
                 reason=pb.RejectReason.ValueType(row.reason or 0),
                 decision_mismatch=row.mismatch,
             )
@@ -430,7 +471,8 @@ async def serve(settings: BrokerSettings, ready: Callable[[str], None]) -> None:
     try:
         await broker.start()
         ready(broker.address)
-        await asyncio.Event().wait()
+        await broker.failed.wait()
+        raise BrokerError(f"the broker has a defect and stops: {broker.failure!r}")
     finally:
         await broker.stop()
 
@@ -484,6 +526,6 @@ class EmbeddedBroker:
             await broker.start()
             self.broker = broker
             self._listening.set()
-            await asyncio.Event().wait()
+            await broker.failed.wait()
         finally:
             await broker.stop()
