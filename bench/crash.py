@@ -131,17 +131,21 @@ def send(directory: Path, target: str, operator: str) -> None:
     assert operator
     uplink = BrokerUplink(target, NAME, identity, Written(), 4096)
     ended: list[int] = []
+    said = ""
     signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
     done: set[tuple[int, int]] = set()
-    tick = time.time_ns() // TICK_NS - 200
+    tick = time.time_ns() // TICK_NS - 4000  # ticks of the past, so that they can be sent as fast as they are made
     while not ended or uplink.state().queued:
-        if not ended:
+        if not ended and (tick + 1) * TICK_NS < time.time_ns():
             tick += 1
             body = pb.Snapshot(
                 schema_version=1, vantage_id=NAME, tick=tick, tick_time_ns=tick * TICK_NS, tick_period_ns=TICK_NS
             )  # fmt: skip
-            if tick * TICK_NS < time.time_ns():
-                uplink.submit(body.SerializeToString(), tick)
+            uplink.submit(body.SerializeToString(), tick)
+        state = uplink.state()
+        if (words := f"{state.state}: {state.detail}") != said:
+            said = words
+            print(time.strftime("%T"), os.getpid(), words, file=sys.stderr, flush=True)
         for one in uplink.records()[-512:]:
             key = (one.lane, one.counter)
             if one.state == State.ACKNOWLEDGED and key not in done:
@@ -186,7 +190,10 @@ def rounds(broker: Broker, sender: Sender, kills: int, chance: random.Random) ->
         if number % 2:
             while sender.answers() == before:
                 if time.monotonic() > deadline:
-                    raise SystemExit(f"bench: nothing is answered any more; see {sender.record.parent}")
+                    logs = "".join(
+                        (broker.site.directory / f"{who}.log").read_text()[-1500:] for who in ("broker", "sender")
+                    )
+                    raise SystemExit(f"bench: nothing is answered any more\n{logs}")
                 time.sleep(0.002)
         time.sleep(chance.uniform(SHORTEST_S, LONGEST_S))
         victim = chance.choice(("broker", "agent"))

@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from mvps.cli import view
-from mvps.v1.local_pb2 import TickUpdate
+from mvps.v1.local_pb2 import StreamState, TickUpdate
 from mvps.v1.snapshot_pb2 import Phase
 
 

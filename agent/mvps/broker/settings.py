@@ -37,7 +37,7 @@ class BrokerSettings(BaseModel):
     max_streams: int = Field(4096, ge=1, le=100_000, description="streams open at a time")
     max_vantages: int = Field(10_000, ge=1, le=MAX_VANTAGES, description="identities the broker keeps")
     first_item_timeout_s: _Seconds = Field(10.0, description="a stream must prove itself within this time")
-    bundle_period_s: int = Field(10, ge=1, le=3600, description="a checkpoint of the log is signed this often, in seconds")
+    bundle_period_s: int = Field(10, ge=1, le=3600, description="seconds between signed checkpoints of the log")
     witnesses: dict[str, str] = Field(
         {}, description="witness name, as in the manifest -> URL prefix it answers at, http or https"
     )
