@@ -662,16 +662,26 @@ static PyObject *gate_admit(PyObject *self, PyObject *const *arguments, Py_ssize
     }
     Py_ssize_t size = PyTuple_Size(items);
     PyObject *answers = PyList_New(size);
+    Py_ssize_t judged_items = 0;
+    bool vouched = true;
     gate->busy = true;
-    for (Py_ssize_t i = 0; answers && i < size; i++) {
-        PyObject *judged = judge(gate, state, PyTuple_GetItem(items, i), now_ns);
-        if (judged)
-            PyList_SetItem(answers, i, judged);
-        else
+    while (answers && vouched && judged_items < size) {
+        PyObject *judged = judge(gate, state, PyTuple_GetItem(items, judged_items), now_ns);
+        if (!judged) {
             Py_CLEAR(answers);
+            break;
+        }
+        // What follows a seal that does not hold spends no counter: its sender sends it again, and in order.
+        vouched = PyTuple_GetItem(judged, 0) != Py_None;
+        PyList_SetItem(answers, judged_items++, judged);
     }
     gate->busy = false;
     Py_DECREF(items);
+    if (answers && judged_items < size) {
+        PyObject *whole = answers;
+        answers = PyList_GetSlice(whole, 0, judged_items);
+        Py_DECREF(whole);
+    }
     return answers;
 }
 

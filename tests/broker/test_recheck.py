@@ -9,10 +9,10 @@ from wire_samples import Host, broker_epochs, new_host, snapshot
 
 from mvps.broker.admission import Admission
 from mvps.broker.recheck import DecisionCheck
-from mvps.broker.schema import parse_snapshot
 from mvps.broker.store import Kept
 from mvps.coherence.model import ModelSettings, SurfaceModel
 from mvps.coherence.observation import HIST_BINS, Observation, Scale
+from mvps.trust.gate import check_body
 from mvps.trust.replay import Window
 from mvps.trust.seal import parse_header
 from mvps.v1 import snapshot_pb2 as pb
@@ -108,9 +108,9 @@ def test_a_mismatch_is_flagged_and_the_snapshot_accepted(model: SurfaceModel) ->
     assert model.baseline is not None
     body.baselines.add(id=model.baseline.baseline_id, surface="kernel", json=model.baseline.to_json())
     sealed = host.seal(body, tick=body.tick)
-    parse_snapshot(sealed.body, parse_header(sealed.header), Window())
+    assert check_body(sealed.body, parse_header(sealed.header), Window()) is None
     decides = Admission(broker_epochs(host.site), Window(), max_vantages=1)
-    verdict = decides.judge(sealed, body.tick_time_ns + 10**9)
+    ((verdict,), _) = decides.judge([sealed], body.tick_time_ns + 10**9)
     assert verdict.reason is None
     assert verdict.row is not None
     assert verdict.row.mismatch

@@ -11,7 +11,8 @@ from mvps.trust.seal import Lane
 
 
 def judge(decides: Admission, host: Host, tick: int, lane: Lane = Lane.LIVE) -> Verdict:
-    return decides.judge(host.seal(snapshot(tick=tick), tick=tick, lane=lane), time.time_ns())
+    ((verdict,), _) = decides.judge([host.seal(snapshot(tick=tick), tick=tick, lane=lane)], time.time_ns())
+    return verdict
 
 
 def setting() -> tuple[FleetState, Admission, Host]:

@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a sealed snapshot to a verdict: seal, epoch, counter, time, body, decision, in this order and no other.
+"""From sealed snapshots to verdicts: the gate's answer, the parsed body, the recomputed decision.
 
-Each step is cheaper than the next and trusts only what the steps before have shown. A snapshot whose seal
-does not hold raises :class:`~mvps.trust.seal.SealError`; there is nobody to answer. Everything after that is
-a :class:`Verdict`.
+The gate (:mod:`mvps.trust.gate`) judges header, key, seal, counter, epoch, time and body of a whole batch in native
+code. A snapshot whose seal does not hold has nobody to be answered; everything else is a :class:`Verdict`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mvps.broker.recheck import DecisionCheck
-from mvps.broker.schema import BodyError, parse_snapshot
 from mvps.broker.store import Kept, Row
 from mvps.trust.epochs import Epochs
+from mvps.trust.gate import Judged, open_gate
 from mvps.trust.reasons import RejectReason
-from mvps.trust.replay import Freshness, LaneKey, Recorded, ReplayGuard, Window, judge_repeat
-from mvps.trust.seal import Purpose, Sealed, SealError, SealHeader, Verifier
+from mvps.trust.replay import LaneKey, Recorded, Window, judge_repeat
+from mvps.trust.seal import Sealed, SealError, SealHeader
 from mvps.v1 import snapshot_pb2 as pb
 
 
@@ -59,48 +58,39 @@ class Admission:
         check_decisions: bool = True,
     ) -> None:
         self._epochs = epochs
-        self._verifier = Verifier(epochs, Purpose.SNAPSHOT)
-        self._window = window
-        self._max_vantages = max_vantages
-        self._vantages = {vantage_id for vantage_id, _, _ in replay or {}}
         self._decisions = DecisionCheck(baselines) if check_decisions else None
-        self.guard = ReplayGuard(window, replay)
+        self._gate = open_gate(epochs, window, max_vantages=max_vantages, committed=replay)
         self.rejected: Counter[RejectReason] = Counter()
         self.decisions: Counter[str] = Counter()
 
-    def judge(self, sealed: Sealed, now_ns: int) -> Verdict:
-        """Verdict over one snapshot; SealError if nothing vouches for its sender. Both are counted."""
+    def judge(self, batch: Sequence[Sealed], now_ns: int) -> tuple[list[Verdict], SealError | None]:
+        """Verdicts over a batch up to the first item whose seal does not hold, and that failure; both are counted."""
         try:
-            header = self._verifier.verify(sealed)
-            if header.vantage_id not in self._vantages:
-                if len(self._vantages) >= self._max_vantages:
-                    raise SealError(
-                        RejectReason.TOO_MANY_VANTAGES,
-                        f"this broker keeps {self._max_vantages} vantages: raise max_vantages",
-                    )
-                self._vantages.add(header.vantage_id)
-        except SealError as error:
-            self.rejected[error.reason] += 1
+            answers = self._gate.admit(batch, now_ns)
+        except BaseException:
+            self._gate.rewind()  # it does not say how far it came
             raise
-        verdict = Verdict(header, sealed)
-        # Counter first: what was accepted in its time stays accepted when it comes again later.
-        retired = None if self.guard.seen(header) else self._epochs.judge(header, now_ns)
-        if retired is not None:
-            self._reject(verdict, retired)
-            return verdict
-        freshness = self.guard.admit(header, now_ns)
-        if freshness is Freshness.SEEN:
-            verdict.repeat = True
-        elif freshness is Freshness.STALE:
-            self._reject(verdict, RejectReason.STALE)
-        elif freshness is Freshness.FUTURE:
-            self._reject(verdict, RejectReason.FUTURE)
-        else:
-            self._read_body(verdict, now_ns)
-        return verdict
+        verdicts: list[Verdict] = []
+        refused: SealError | None = None
+        for sealed, judged in zip(batch, answers, strict=False):
+            if judged.header is not None:
+                verdicts.append(self._verdict(judged.header, judged, sealed, now_ns))
+            elif judged.refusal is not None:
+                self.rejected[judged.refusal.reason] += 1
+                refused = SealError(*judged.refusal)
+        return verdicts, refused
+
+    def commit(self, key: LaneKey, counter: int) -> None:
+        """The store has this counter of (vantage, epoch, lane)."""
+        self._gate.commit(*key, counter)
+
+    def rewind(self) -> None:
+        """A commit failed: forget every counter that is not in the store."""
+        self._gate.rewind()
 
     def keys_changed(self) -> None:
         """Keys that were given out may not count any more."""
+        self._gate.forget_keys()
 
     def settle_repeat(self, verdict: Verdict, recorded: Recorded | None) -> None:
         """Finish a verdict with ``repeat`` set, given what the store knows of its counter."""
@@ -113,18 +103,26 @@ class Admission:
         else:
             self._reject(verdict, reason)
 
-    def _read_body(self, verdict: Verdict, now_ns: int) -> None:
-        header = verdict.header
+    def _verdict(self, header: SealHeader, judged: Judged, sealed: Sealed, now_ns: int) -> Verdict:
+        verdict = Verdict(header, sealed)
+        if not judged.fresh:
+            verdict.repeat = judged.refusal is None
+            if judged.refusal is not None:
+                self._reject(verdict, judged.refusal.reason)
+            return verdict
         mismatch = False
-        try:
-            snapshot = parse_snapshot(verdict.sealed.body, header, self._window)
-        except BodyError as error:
+        if judged.refusal is not None:
             # Stored all the same: the counter is spent, and a repetition must get the same answer.
-            self._reject(verdict, error.reason)
+            self._reject(verdict, judged.refusal.reason)
         else:
-            verdict.snapshot = snapshot
-            verdict.baselines = [Kept(header.vantage_id, b.id, b.json) for b in snapshot.baselines]
-            mismatch = self._mismatch(snapshot, verdict.baselines)
+            snapshot = pb.Snapshot.FromString(sealed.body)
+            manifest = self._epochs.manifest(header.epoch_id)
+            if manifest is not None and snapshot.tick_period_ns < manifest.tick_ms * 1_000_000:
+                self._reject(verdict, RejectReason.INVALID_VALUE)  # faster than the epoch's T_tick
+            else:
+                verdict.snapshot = snapshot
+                verdict.baselines = [Kept(header.vantage_id, b.id, b.json) for b in snapshot.baselines]
+                mismatch = self._mismatch(snapshot, verdict.baselines)
         verdict.row = Row(
             header.vantage_id,
             header.epoch_id,
@@ -134,8 +132,9 @@ class Admission:
             now_ns,
             verdict.reason,
             mismatch,
-            verdict.sealed,
+            sealed,
         )
+        return verdict
 
     def _mismatch(self, snapshot: pb.Snapshot, baselines: list[Kept]) -> bool:
         if self._decisions is None:

@@ -39,7 +39,7 @@ class EpochWatch:
     def __init__(self, settings: BrokerSettings) -> None:
         keys = load_keys(settings.key, Kind.BROKER)
         self._keys = {key.public: key for key in keys}
-        self.epochs = Epochs.of_broker(keys, settings.window().live_past_ns)
+        self.epochs = Epochs.of_broker(keys)
         self._folder = ManifestFolder(settings.manifests, load_public(settings.operator, Kind.OPERATOR))
         self._signed: dict[int, bytes] = {}
         # Manifests that fit no others, by digest; what a file's own fault is stands in the folder's ``refused``.
@@ -76,9 +76,7 @@ class EpochWatch:
         key = self._keys.get(manifest.broker.key) if manifest else None
         if manifest is None or key is None:
             return None
-        return Signing(
-            manifest.broker.name, key, manifest.digest, manifest.faults, manifest.quorum, manifest.witnesses
-        )
+        return Signing(manifest.broker.name, key, manifest.digest, manifest.faults, manifest.quorum, manifest.witnesses)
 
     async def run(self, revoked: Callable[[], None]) -> None:
         """Until cancelled. ``revoked`` is called whenever keys that were given out may not count any more."""

@@ -27,12 +27,12 @@ import mvps
 from mvps.broker.admission import Admission, Verdict
 from mvps.broker.epoch_watch import EpochWatch
 from mvps.broker.evidence import Evidence
-from mvps.broker.schema import SCHEMA_VERSION
 from mvps.broker.settings import BrokerSettings
 from mvps.broker.state import FleetState, without_baselines
 from mvps.broker.store import Row, Store, StoreError
 from mvps.trust import limits
 from mvps.trust.epochs import Epochs
+from mvps.trust.gate import SCHEMA_VERSION
 from mvps.trust.seal import Lane, Purpose, Sealed, Sealer, SealError, StreamCounter
 from mvps.v1 import stream_pb2 as pb
 from mvps.v1 import stream_pb2_grpc
@@ -162,14 +162,14 @@ class Broker:
 
     def _committed(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            self.admission.guard.commit((row.vantage_id, row.epoch_id, row.lane), row.counter)
+            self.admission.commit((row.vantage_id, row.epoch_id, row.lane), row.counter)
 
     def _commit_failed(self) -> None:
         # One failure fails many submissions; only the first may rewind, or the replay state of snapshots
         # that were admitted after it would be lost.
         if self._fence != self._store.fence:
             self._fence = self._store.fence
-            self.admission.guard.rewind()
+            self.admission.rewind()
 
     # ---- streams
 
@@ -223,7 +223,8 @@ class Broker:
                     grpc.StatusCode.INVALID_ARGUMENT,
                     f"a batch of {len(batch.items)} items, at most {limits.MAX_BATCH_ITEMS} allowed",
                 )
-            verdicts, refused = self._judge(batch)
+            items = [Sealed(item.header, item.body, item.tag) for item in batch.items]
+            verdicts, refused = self.admission.judge(items, time.time_ns())
             try:
                 # In a task of its own: what is committed counts, also when the stream ends meanwhile.
                 await asyncio.shield(self._in_background(self._settle(verdicts, stream)))
@@ -242,16 +243,6 @@ class Broker:
                 yield acks
             if refused is not None:
                 await _abort(context, grpc.StatusCode.UNAUTHENTICATED, str(refused))
-
-    def _judge(self, batch: pb.Batch) -> tuple[list[Verdict], SealError | None]:
-        now_ns = time.time_ns()
-        verdicts: list[Verdict] = []
-        for item in batch.items:
-            try:
-                verdicts.append(self.admission.judge(Sealed(item.header, item.body, item.tag), now_ns))
-            except SealError as error:
-                return verdicts, error
-        return verdicts, None
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -88,7 +88,7 @@ class Gate:
         max_vantages: int,
     ) -> Gate: ...
     def admit(self, items: Sequence[tuple[bytes, bytes, bytes]], now_ns: int, /) -> list[Judged]:
-        """Judge (header, body, tag) in their order; one answer for each."""
+        """Judge (header, body, tag) in their order, up to and including the first whose seal does not hold."""
     def commit(self, vantage_id: str, epoch_id: int, lane: int, counter: int, /) -> None:
         """The store has ``counter``."""
     def rewind(self) -> None:

@@ -50,7 +50,6 @@ from mvps.trust.seal import (
     Sealed,
     Sealer,
     SealError,
-    SealHeader,
     SealingKey,
     parse_header,
 )
@@ -65,6 +64,17 @@ class _Epoch(NamedTuple):
     retire_ns: int
 
 
+class Validity(NamedTuple):
+    """When an epoch counts, by sealing time in ns: from ``from_ns`` until before ``until_ns``.
+
+    On the live lane also only before ``retire_ns``. All three are below 2**64.
+    """
+
+    from_ns: int
+    until_ns: int
+    retire_ns: int
+
+
 class Epochs:
     """The epochs one agent or broker knows. Pure; safe for use by several threads.
 
@@ -72,10 +82,9 @@ class Epochs:
     longer count: who keeps some of them drops them then.
     """
 
-    def __init__(self, keys: Iterable[SecretKey], vantage_id: str | None, live_past_ns: int) -> None:
+    def __init__(self, keys: Iterable[SecretKey], vantage_id: str | None) -> None:
         self._own = {key.public: key for key in keys}
         self._vantage_id: Final = vantage_id
-        self._live_past_ns: Final = live_past_ns
         self._order: list[int] = []
         self._epochs: dict[int, _Epoch] = {}
         self._revoked: set[bytes] = set()
@@ -91,15 +100,12 @@ class Epochs:
 
         keys: its key and, during a rotation, the one before (:func:`mvps.trust.keys.load_keys`).
         """
-        return cls(_of_kind(keys, Kind.HOST), vantage_id, 0)
+        return cls(_of_kind(keys, Kind.HOST), vantage_id)
 
     @classmethod
-    def of_broker(cls, keys: Iterable[SecretKey], live_past_ns: int = 300 * 10**9) -> Epochs:
-        """Epochs as a broker sees them.
-
-        live_past_ns: age up to which live snapshots are accepted, as in :class:`mvps.trust.replay.Window`.
-        """
-        return cls(_of_kind(keys, Kind.BROKER), None, live_past_ns)
+    def of_broker(cls, keys: Iterable[SecretKey]) -> Epochs:
+        """Epochs as a broker sees them. keys: its key and, during a rotation, the one before."""
+        return cls(_of_kind(keys, Kind.BROKER), None)
 
     # ---- manifests
 
@@ -142,6 +148,11 @@ class Epochs:
         """Those that are known, oldest first."""
         with self._lock:
             return tuple(self._epochs[epoch_id].manifest for epoch_id in self._order)
+
+    def manifest(self, epoch_id: int) -> Manifest | None:
+        """The manifest of that epoch; None if it is not known."""
+        epoch = self._epochs.get(epoch_id)
+        return epoch.manifest if epoch else None
 
     def current(self, now_ns: int) -> Manifest | None:
         """The newest manifest whose ``from`` has come; it may be over. None if there is none yet."""
@@ -206,18 +217,12 @@ class Epochs:
 
     # ---- time
 
-    def judge(self, header: SealHeader, now_ns: int) -> RejectReason | None:
-        """Whether a header whose seal holds was sealed while its epoch counted; None if so (module docstring)."""
-        epoch = self._epochs.get(header.epoch_id)
+    def validity(self, epoch_id: int) -> Validity:
+        """When an epoch counts (module docstring). SealError if it is not known."""
+        epoch = self._epochs.get(epoch_id)
         if epoch is None:
-            return RejectReason.EPOCH_RETIRED
-        if not epoch.manifest.from_ns <= header.time_ns < epoch.manifest.until_ns:
-            return RejectReason.EPOCH_RETIRED
-        if header.lane == Lane.LIVE and (
-            header.time_ns >= epoch.retire_ns or now_ns - self._live_past_ns >= epoch.retire_ns
-        ):
-            return RejectReason.EPOCH_RETIRED
-        return None
+            raise SealError(RejectReason.UNKNOWN_EPOCH, f"epoch {epoch_id} is not known: its manifest is missing")
+        return Validity(epoch.manifest.from_ns, epoch.manifest.until_ns, epoch.retire_ns)
 
     # ---- with the lock held
 

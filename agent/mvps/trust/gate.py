@@ -13,6 +13,9 @@ One call judges a batch, each item in this order and no other:
 5. body: wire format, closed schema, limits and domains, canonical only (native/snapshot.h says what that is). The
    counter is spent whatever the body is worth.
 
+It ends with the first item whose seal does not hold. What follows spends no counter, so that its sender, whose stream
+is ended, can send it again in order.
+
 Counters are tentative until :meth:`Gate.commit`; :meth:`Gate.rewind` takes back what a failed commit never stored.
 A gate is the only place that holds them, and the only one that holds keys beside their source: call
 :meth:`Gate.forget_keys` when the source says that keys given out may no longer count.
@@ -21,10 +24,11 @@ A gate is the only place that holds them, and the only one that holds keys besid
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from mvps.trust import _gate
 from mvps.trust._gate import SCHEMA_VERSION, Gate, HmacKey, Judged, Refusal, parse_header
+from mvps.trust.epochs import Validity
 from mvps.trust.limits import MAX_VANTAGES
 from mvps.trust.replay import LaneKey, Window
 from mvps.trust.seal import KeySource, Purpose, SealError, SealHeader
@@ -43,19 +47,8 @@ __all__ = [
 ]
 
 
-class Validity(NamedTuple):
-    """When an epoch counts, by sealing time in ns: from ``from_ns`` until before ``until_ns``.
-
-    On the live lane also only before ``retire_ns``. All three are below 2**64.
-    """
-
-    from_ns: int
-    until_ns: int
-    retire_ns: int
-
-
 class EpochSource(KeySource, Protocol):
-    """Knows every sealing key and every epoch's times."""
+    """Knows every sealing key and every epoch's times, as :class:`mvps.trust.epochs.Epochs` does."""
 
     def validity(self, epoch_id: int) -> Validity:
         """Times of an epoch for which there is a sealing key; SealError with the reason why there are none."""

@@ -12,7 +12,8 @@ Header, big-endian (ours; the sources give no layout)::
     scheme 1  tag = HMAC-SHA256(K, header || body)      32 bytes; K: mvps.trust.epochs
     scheme 2  tag = Ed25519 signature of header || body  64 bytes
 
-A verifier looks at nothing but these fields before the seal holds, and never serialises anything again.
+Headers are read and HMAC tags made in native code (:mod:`mvps.trust.gate`). A verifier looks at nothing but
+these fields before the seal holds, and never serialises anything again.
 The scheme is the key's: the byte in the header has to agree with it and chooses nothing, so there is no
 downgrade.
 """
@@ -20,25 +21,45 @@ downgrade.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
+from mvps.trust import _gate
+from mvps.trust._gate import FIXED_HEADER_BYTES, SealHeader
 from mvps.trust.keys import PublicKey, SecretKey
 from mvps.trust.limits import MAX_BODY, MAX_VANTAGE_ID, SIGNATURE_BYTES, TAG_BYTES
 from mvps.trust.reasons import RejectReason
+
+__all__ = [
+    "FIXED_HEADER_BYTES",
+    "MAX_HEADER_BYTES",
+    "Ed25519Signer",
+    "Ed25519Verifier",
+    "HmacKey",
+    "KeySource",
+    "Lane",
+    "Purpose",
+    "Scheme",
+    "SealError",
+    "SealHeader",
+    "Sealed",
+    "Sealer",
+    "SealingKey",
+    "StreamCounter",
+    "Verifier",
+    "check_vantage_id",
+    "parse_header",
+]
 
 MAGIC: Final = b"MVPS"
 VERSION: Final = 1
 _PREFIX: Final = MAGIC + bytes([VERSION])
 _FIXED: Final = struct.Struct(">5sBBBHBBIQQQQ8s")
-FIXED_HEADER_BYTES: Final = _FIXED.size
 MAX_HEADER_BYTES: Final = FIXED_HEADER_BYTES + MAX_VANTAGE_ID
 # Vantage ids end up in logs, metrics and file names.
 _VANTAGE_ID: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:@-]{0,%d}" % (MAX_VANTAGE_ID - 1))
@@ -104,21 +125,6 @@ class Sealed(NamedTuple):
         return self.tag
 
 
-class SealHeader(NamedTuple):
-    """The fields of a header."""
-
-    scheme: int
-    purpose: int
-    lane: int
-    body_bytes: int
-    epoch_id: int
-    counter: int
-    tick: int
-    time_ns: int
-    key_id: bytes
-    vantage_id: str
-
-
 class SealingKey(Protocol):
     """What seals, or verifies, one vantage's messages of one purpose in one epoch."""
 
@@ -144,31 +150,15 @@ class KeySource(Protocol):
         """The key; SealError with the reason why there is none."""
 
 
-class HmacKey:
+class HmacKey(_gate.HmacKey):
     """HMAC-SHA256 under one key, with both pads hashed once (RFC 2104 section 4)."""
 
-    __slots__ = ("_inner", "_outer", "key_id", "scheme")
+    __slots__ = ()
 
-    def __init__(self, key: bytes, key_id: bytes) -> None:
-        if len(key) > 64:
-            raise ValueError(f"an HMAC key of {len(key)} bytes, at most 64 allowed")
-        block = key.ljust(64, b"\0")
-        self._inner = hashlib.sha256(bytes(b ^ 0x36 for b in block))
-        self._outer = hashlib.sha256(bytes(b ^ 0x5C for b in block))
-        self.key_id: Final = key_id
-        self.scheme: Final = Scheme.HMAC_SHA256
-
-    def tag(self, header: bytes, body: bytes) -> bytes:
-        """The tag of a message."""
-        inner = self._inner.copy()
-        inner.update(header + body)
-        outer = self._outer.copy()
-        outer.update(inner.digest())
-        return outer.digest()
-
-    def holds(self, header: bytes, body: bytes, tag: bytes) -> bool:
-        """Whether ``tag`` is the message's, in constant time."""
-        return hmac.compare_digest(self.tag(header, body), tag)
+    @property
+    def scheme(self) -> Scheme:
+        """HMAC_SHA256."""
+        return Scheme.HMAC_SHA256
 
 
 class Ed25519Verifier:
@@ -215,51 +205,12 @@ def check_vantage_id(vantage_id: str) -> bytes:
     return encoded
 
 
-@lru_cache(maxsize=1 << 16)
-def _vantage_name(encoded: bytes) -> str:
-    if not _VANTAGE_ID.fullmatch(encoded):
-        raise SealError(RejectReason.BAD_VANTAGE_ID, "the vantage id has characters that are not allowed")
-    return encoded.decode("ascii")
-
-
 def parse_header(header: bytes) -> SealHeader:
     """Fields of a header, every one of them checked. Raises SealError and nothing else."""
-    size = len(header)
-    if size < FIXED_HEADER_BYTES:
-        raise SealError(RejectReason.TRUNCATED, f"header of {size} bytes, at least {FIXED_HEADER_BYTES} needed")
-    (
-        prefix,
-        scheme,
-        purpose,
-        lane,
-        flags,
-        id_bytes,
-        reserved,
-        body_bytes,
-        epoch_id,
-        counter,
-        tick,
-        time_ns,
-        key_id,
-    ) = _FIXED.unpack_from(header)
-    if prefix != _PREFIX:
-        if not prefix.startswith(MAGIC):
-            raise SealError(RejectReason.BAD_MAGIC, "these bytes are no MVPS seal")
-        raise SealError(RejectReason.UNKNOWN_VERSION, f"header version {prefix[-1]}; this side knows {VERSION}")
-    if not 1 <= scheme <= 2:
-        raise SealError(RejectReason.UNKNOWN_SCHEME, f"seal scheme {scheme}; this side knows 1 and 2")
-    if not 1 <= purpose <= 3:
-        raise SealError(RejectReason.WRONG_PURPOSE, f"purpose {purpose} is not defined")
-    if not 1 <= lane <= 2:
-        raise SealError(RejectReason.UNKNOWN_LANE, f"lane {lane} is not defined")
-    if flags or reserved:
-        raise SealError(RejectReason.BAD_FLAGS, "flags or reserved byte set; no bit of them is defined")
-    if size != FIXED_HEADER_BYTES + id_bytes:
-        raise SealError(RejectReason.BAD_LENGTH, f"header of {size} bytes announces a vantage id of {id_bytes}")
-    if body_bytes > MAX_BODY:
-        raise SealError(RejectReason.OVERSIZE, f"body of {body_bytes} bytes, at most {MAX_BODY} allowed")
-    vantage_id = _vantage_name(header[FIXED_HEADER_BYTES:])
-    return SealHeader(scheme, purpose, lane, body_bytes, epoch_id, counter, tick, time_ns, key_id, vantage_id)
+    fields = _gate.parse_header(header)
+    if isinstance(fields, _gate.Refusal):
+        raise SealError(fields.reason, fields.detail)
+    return fields
 
 
 class Sealer:
