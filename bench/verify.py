@@ -6,7 +6,7 @@ surface of six distributions, from a thousand vantages, in batches as large as a
 same kind of batches in turn: the native gate with HMAC seals (profile cwt), the gate with Ed25519 seals (profile
 trust), and Python: the standard library's HMAC, protobuf's parser and the rules of tests/trust/oracle.py. Times are per
 snapshot, medians over batches. Not in any of them: gRPC, taking the batch apart, a parsed message for who needs the
-values (its cost is stated apart), the log and the store.
+values (its cost is stated apart), and the store. The evidence log is measured beside them.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ import os
 import random
 import statistics
 import struct
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from tests.trust import oracle
 
-from bench.harness import Result
+from bench.harness import WORK, Result
+from mvps.trust.evidence_log import NEW_LOG, EvidenceLog, leaf_of
 from mvps.trust.gate import HmacKey, Validity, check_body, open_gate, parse_header
 from mvps.trust.keys import Kind, SecretKey
 from mvps.trust.limits import MAX_BATCH_ITEMS
+from mvps.trust.merkle import Tree, leaf_hash
 from mvps.trust.replay import Window
 from mvps.trust.seal import Ed25519Signer, Ed25519Verifier, Lane, Purpose, Sealed, Sealer, SealingKey
 from mvps.v1 import snapshot_pb2 as pb
@@ -170,6 +174,28 @@ def _parts(fleet: Fleet, key: HmacKey, window: Window) -> dict[str, float]:
     return {name: round(_each(work, batch) - empty, 2) for name, work in parts.items()}
 
 
+def _log(fleet: Fleet, batches: int) -> dict[str, float]:
+    """Microseconds per leaf: its place in the Merkle tree, and all of that in files with an fdatasync per batch."""
+    merkle_us, durable_us = [], []
+    tree = Tree()
+    with tempfile.TemporaryDirectory(prefix="verify-", dir=WORK) as folder:
+        log = EvidenceLog(Path(folder) / "log", NEW_LOG)
+        for _ in range(batches):
+            leaves = [leaf_of(item) for item in fleet.batch(MAX_BATCH_ITEMS)]
+            begun = time.perf_counter_ns()
+            tree.append([leaf_hash(leaf) for leaf in leaves])
+            hashed = time.perf_counter_ns()
+            log.append(leaves)
+            log.commit()
+            durable_us.append((time.perf_counter_ns() - hashed) / len(leaves) / 1e3)
+            merkle_us.append((hashed - begun) / len(leaves) / 1e3)
+        log.close()
+    return {
+        "merkle_append_us": round(statistics.median(merkle_us), 2),
+        "durable_log_us": round(statistics.median(durable_us), 2),
+    }
+
+
 def run(given: argparse.Namespace) -> Result:
     count = given.batches or (600 if given.full else 60)
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
@@ -209,6 +235,7 @@ def run(given: argparse.Namespace) -> Result:
         "ed25519_us": round(statistics.median(signed_us), 1),
         "per_core_and_second": round(1e6 / native),
         "parts": _parts(fleet, keys[0], window),
+        "log": _log(fleet, count),
     }
     print(f"gate {native:.2f} us per snapshot of {len(body)} bytes, Python {slow:.1f} us")
     return Result(round(native, 2), "us per snapshot, cwt profile", BAR_US, native <= BAR_US, details)
