@@ -165,7 +165,17 @@ def site() -> Iterator[tuple[Path, str]]:
         command = [*_MVPS, "broker", "--listen", address, "--database", str(directory / "broker.db")]
         with (directory / "broker.log").open("w+") as log:
             broker = subprocess.Popen(
-                [*command, "--key", made.broker_key, "--operator", made.operator, "--manifests", made.manifests],
+                [
+                    *command,
+                    "--key",
+                    made.broker_key,
+                    "--operator",
+                    made.operator,
+                    "--manifests",
+                    made.manifests,
+                    "--metrics",
+                    "",
+                ],
                 stderr=log,
             )
             try:

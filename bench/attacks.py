@@ -133,6 +133,7 @@ class Arena:
                     "key": str(self.site.broker_key),
                     "operator": self.site.operator,
                     "manifests": self.site.manifests,
+                    "metrics": "",
                     "check_decisions": False,
                 }
             )

@@ -57,7 +57,7 @@ class Broker:
                 [
                     *_MVPS, "broker", "--listen", self.address, "--database", str(self.database),
                     "--key", str(self.site.broker_key), "--operator", self.site.operator,
-                    "--manifests", str(self.site.manifests),
+                    "--manifests", str(self.site.manifests), "--metrics", "",
                 ],
                 stderr=log,
             )  # fmt: skip

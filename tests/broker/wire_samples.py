@@ -150,5 +150,6 @@ def settings(folder: Path, **changes: object) -> tuple[BrokerSettings, Site]:
         "key": str(site.broker_key),
         "operator": site.operator,
         "manifests": site.manifests,
+        "metrics": "",
     }
     return BrokerSettings.model_validate(values | changes), site

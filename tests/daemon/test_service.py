@@ -328,6 +328,7 @@ def test_the_daemon_on_the_real_kernel_through_a_real_broker(real_config: Path, 
                 "key": str(tmp_path / "broker.key"),
                 "operator": load_key(str(tmp_path / "operator.key")).public.text,
                 "manifests": tmp_path / "manifests",
+                "metrics": "",
             }
         )
     )

@@ -41,6 +41,7 @@ class Deployment:
                 "key": str(self.site.broker_key),
                 "operator": self.site.operator,
                 "manifests": self.site.manifests,
+                "metrics": "",
             }
             | changes
         )

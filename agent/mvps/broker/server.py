@@ -27,6 +27,7 @@ import mvps
 from mvps.broker.admission import Admission, Verdict
 from mvps.broker.epoch_watch import EpochWatch
 from mvps.broker.evidence import Evidence
+from mvps.broker.metrics import BrokerCollector, MetricsEndpoint
 from mvps.broker.settings import BrokerSettings
 from mvps.broker.state import FleetState, without_baselines
 from mvps.broker.store import Row, Store, StoreError
@@ -95,6 +96,7 @@ class Broker:
         self._started_ns = time.time_ns()
         self._server: grpc.aio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self.metrics: MetricsEndpoint | None = None
         # Set when a defect has ended one of the broker's own tasks; ``failure`` says which.
         self.failed = asyncio.Event()
         self.failure: BaseException | None = None
@@ -114,6 +116,14 @@ class Broker:
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         self.address = _bind(server, self.settings.listen)
+        if self.settings.metrics:
+            self.metrics = MetricsEndpoint(BrokerCollector(self.info, self.vantages), self.settings.metrics)
+            try:
+                await self.metrics.start()
+            except (OSError, ValueError) as error:
+                raise BrokerError(
+                    f'metrics cannot listen on {self.settings.metrics}: {error}; choose another address, or "" for none'
+                ) from None
         await server.start()
         for service in ("", SERVICE):
             await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
@@ -138,6 +148,8 @@ class Broker:
             # No grace: streams never end by themselves, and what is not acknowledged is sent again.
             await self._server.stop(None)
             self._server = None
+        if self.metrics is not None:
+            await self.metrics.stop()
         await asyncio.to_thread(self._store.close)
         # Only what this broker bound: after a failed start the path belongs to somebody else.
         if self.address.startswith("unix:"):

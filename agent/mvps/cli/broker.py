@@ -30,6 +30,7 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", metavar="FILE", help="the broker's key; wins over the file")
     parser.add_argument("--operator", metavar="KEY", help="the operator's public key or a file; wins over the file")
     parser.add_argument("--manifests", metavar="DIR", type=Path, help="signed manifests; wins over the file")
+    parser.add_argument("--metrics", metavar="ADDRESS", help='host:port of /metrics, "" for none; wins over the file')
     parser.epilog = (
         "examples:\n"
         "  mvps broker --listen 0.0.0.0:7447\n"
@@ -68,7 +69,7 @@ def _settings(arguments: argparse.Namespace) -> BrokerSettings:
             given = tomllib.loads(path.read_text())
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise exits.Failure(exits.USAGE, f"{path}: {error}") from None
-    for name in ("listen", "database", "key", "operator", "manifests"):
+    for name in ("listen", "database", "key", "operator", "manifests", "metrics"):
         if (value := getattr(arguments, name)) is not None:
             given[name] = value
     try:

@@ -48,6 +48,7 @@ VERBS = (
     Verb("epoch", "epoch", "write, sign and check the operator's epoch manifests"),
     Verb("agent", "agent", "the agent in the foreground, as the service runs it"),
     Verb("broker", "broker", "a broker in the foreground"),
+    Verb("fleet", "fleet", "what a broker knows: epoch, log, vantages, troubles"),
     Verb("witness", "witness", "a witness in the foreground, which cosigns brokers' checkpoints"),
     Verb("verify", "verify", "prove offline what a broker's evidence log holds, and that it only grew"),
     Verb("completion", "completion", "completion script for bash, zsh or fish"),

@@ -136,6 +136,7 @@ def _with_broker(arguments: argparse.Namespace, settings: Config, site: Site, ho
                 "key": str(site.broker_key),
                 "operator": site.operator,
                 "manifests": site.manifests,
+                "metrics": "",
             }
         )
     )

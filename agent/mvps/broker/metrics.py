@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenMetrics of the broker over HTTP, made when somebody asks.
+
+Series do not grow with the fleet: vantages are counted by what they are, and named only while something is wrong with
+them (a suspected clone, a counter used twice, refusals).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from aiohttp import web
+from prometheus_client.core import CollectorRegistry, CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from mvps.v1 import snapshot_pb2, stream_pb2
+
+# Vantages that are named at a time; the alarms' totals are always whole.
+_MOST_NAMED: Final = 100
+
+
+class BrokerCollector(Collector):
+    """The broker's state as metric families.
+
+    info, vantages: what the broker answers to ServerInfo and ListVantages.
+    """
+
+    def __init__(
+        self,
+        info: Callable[[], stream_pb2.ServerInfo],
+        vantages: Callable[[], stream_pb2.ListVantagesResponse],
+    ) -> None:
+        self._info = info
+        self._vantages = vantages
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        info = self._info()
+        known = list(self._vantages().vantages)
+        yield InfoMetricFamily(
+            "mvps_broker",
+            "Version, epoch and profile in force.",
+            value={"version": info.version, "epoch": str(info.epoch_id), "profile": info.profile},
+        )
+        yield GaugeMetricFamily("mvps_broker_streams", "Open streams.", value=info.streams)
+        yield CounterMetricFamily("mvps_broker_accepted", "Snapshots accepted.", value=info.accepted)
+        yield CounterMetricFamily(
+            "mvps_broker_duplicates", "Accepted snapshots that came again.", value=info.duplicates
+        )
+        rejected = CounterMetricFamily("mvps_broker_rejected", "Snapshots refused, by reason.", labels=["reason"])
+        for reason, count in sorted(info.rejected.items()):
+            rejected.add_metric([reason], count)
+        yield rejected
+        yield CounterMetricFamily(
+            "mvps_broker_decisions_checked", "Decisions that were recomputed.", value=info.decisions_checked
+        )
+        yield CounterMetricFamily(
+            "mvps_broker_decision_mismatches", "Recomputed decisions that differ.", value=info.decision_mismatches
+        )
+        yield GaugeMetricFamily("mvps_broker_store_failing", "1 while nothing is committed.", bool(info.store_error))
+        yield CounterMetricFamily("mvps_broker_clock_steps", "Times its clock was set.", value=info.clock_steps)
+        yield GaugeMetricFamily(
+            "mvps_broker_manifests_refused",
+            "Manifests in its directory that do not count.",
+            len(info.refused_manifests),
+        )
+        yield from _evidence(info.evidence)
+        yield from _fleet(known)
+
+
+def _evidence(evidence: stream_pb2.Evidence) -> Iterator[Metric]:
+    yield GaugeMetricFamily("mvps_log_leaves", "Leaves in the evidence log.", value=evidence.size)
+    yield GaugeMetricFamily("mvps_log_checkpoint_leaves", "Leaves under a checkpoint.", value=evidence.checkpoint_size)
+    yield GaugeMetricFamily("mvps_log_cosigned_leaves", "Leaves under a quorum.", value=evidence.cosigned_size)
+    yield GaugeMetricFamily(
+        "mvps_log_checkpoint_seconds", "End of the newest checkpoint's period, Unix time.", evidence.checkpoint_ns / 1e9
+    )
+    failing = GaugeMetricFamily("mvps_log_witness_failing", "1 for a witness in trouble.", labels=["witness"])
+    for name in sorted(evidence.witness_errors):
+        failing.add_metric([name], 1)
+    yield failing
+
+
+def _fleet(known: list[stream_pb2.VantageSummary]) -> Iterator[Metric]:
+    connected = sum(vantage.connected for vantage in known)
+    states = GaugeMetricFamily("mvps_broker_vantages", "Known vantages by connection.", labels=["state"])
+    states.add_metric(["connected"], connected)
+    states.add_metric(["silent"], len(known) - connected)
+    yield states
+    phases: Counter[tuple[str, str]] = Counter()
+    for vantage in known:
+        for surface in vantage.latest.surfaces:
+            phase = snapshot_pb2.Phase.Name(surface.decision.phase) if surface.HasField("decision") else "CALIBRATING"
+            phases[surface.name, phase.removeprefix("PHASE_")] += 1
+    by_phase = GaugeMetricFamily("mvps_broker_surfaces", "Surfaces by phase.", labels=["surface", "phase"])
+    for labels, count in sorted(phases.items()):
+        by_phase.add_metric(labels, count)
+    yield by_phase
+    alarms = GaugeMetricFamily("mvps_broker_vantage_alarm", "1 while it holds.", labels=["vantage", "alarm"])
+    clones = [vantage.vantage_id for vantage in known if vantage.clone_suspected]
+    twice = [vantage.vantage_id for vantage in known if vantage.rejected.get("equivocation")]
+    for alarm, names in (("clone", clones), ("equivocation", twice)):
+        for name in names[:_MOST_NAMED]:
+            alarms.add_metric([name, alarm], 1)
+    yield alarms
+    yield GaugeMetricFamily("mvps_broker_clones", "Vantages that may have been cloned.", value=len(clones))
+
+
+class MetricsEndpoint:
+    """``GET /metrics`` in the broker's event loop. address: ``host:port``; port 0 takes a free one."""
+
+    def __init__(self, collector: BrokerCollector, address: str) -> None:
+        self._host, _, self._port = address.rpartition(":")
+        # A registry of its own: the library's default one carries this process's own series.
+        self._registry = CollectorRegistry()
+        self._registry.register(collector)
+        self._runner: web.AppRunner | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listen. OSError if the address cannot be had."""
+        app = web.Application(client_max_size=1024)
+        app.router.add_get("/metrics", self._answer)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host.strip("[]"), int(self._port))
+        await site.start()
+        self.port = int(self._runner.addresses[0][1])
+
+    async def stop(self) -> None:
+        """Idempotent."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _answer(self, _: web.Request) -> web.Response:
+        text: bytes = generate_latest(self._registry)  # type: ignore[no-untyped-call]
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
