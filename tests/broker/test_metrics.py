@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from wire_samples import Host, settings
 
+from mvps.broker.metrics import BrokerCollector
 from mvps.broker.server import Broker, BrokerError
 from mvps.trust.limits import NONCE_BYTES
 from mvps.v1 import stream_pb2 as pb
@@ -28,6 +30,16 @@ async def scrape(broker: Broker) -> dict[tuple[str, tuple[tuple[str, str], ...]]
         text = await answer.text()
     families = text_string_to_metric_families(text)
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+
+
+async def test_every_metric_is_in_the_operations_manual(tmp_path: Path) -> None:
+    chosen, _ = settings(tmp_path)
+    broker = Broker(chosen)
+    await broker.start()
+    manual = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+    for family in BrokerCollector(broker.info, broker.vantages).collect():
+        assert re.search(rf"\b{family.name}\b", manual), family.name
+    await broker.stop()
 
 
 async def test_what_happened_is_counted_by_reason(tmp_path: Path) -> None:
