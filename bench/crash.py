@@ -41,67 +41,60 @@ SHORTEST_S, LONGEST_S = 0.0, 0.6
 _MVPS = [sys.executable, "-m", "mvps.cli.main"]
 
 
-class Broker:
-    """The broker's process."""
+class Victim:
+    """A process that is started, killed and started again."""
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        self.address = f"unix:{site.directory / 'broker.sock'}"
-        self.database = site.directory / "broker.db"
+    def __init__(self, command: list[str], log: Path) -> None:
+        self._command = command
+        self._log = log
         self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        (self.site.directory / "broker.sock").unlink(missing_ok=True)
-        with (self.site.directory / "broker.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    *_MVPS, "broker", "--listen", self.address, "--database", str(self.database),
-                    "--key", str(self.site.broker_key), "--operator", self.site.operator,
-                    "--manifests", str(self.site.manifests), "--metrics", "",
-                ],
-                stderr=log,
-            )  # fmt: skip
-
-    def end(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-        self._process.wait(60)
-
-    def kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self.end(signal.SIGKILL)
-
-
-class Sender:
-    """The sending process; its record is read back by :func:`read_record`."""
-
-    def __init__(self, site: Site, broker: Broker) -> None:
-        self.record = site.directory / "record"
-        self._command = [
-            sys.executable, "-m", "bench.crash", "--send", str(site.directory), broker.address, site.operator,
-        ]  # fmt: skip
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log = site.directory / "sender.log"
 
     def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(self._command, cwd=ROOT, stderr=log)
 
     def end(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-        self._process.wait(60)
-
-    def kill(self) -> None:
         if self._process is not None and self._process.poll() is None:
-            self.end(signal.SIGKILL)
+            self._process.send_signal(number)
+            self._process.wait(60)
+
+    def said(self) -> str:
+        """The end of its log."""
+        return self._log.read_text()[-1500:]
+
+
+class Broker(Victim):
+    """The broker's process."""
+
+    def __init__(self, site: Site) -> None:
+        self.socket = site.directory / "broker.sock"
+        self.address = f"unix:{self.socket}"
+        self.database = site.directory / "broker.db"
+        command = [
+            *_MVPS, "broker", "--listen", self.address, "--database", str(self.database), "--metrics", "",
+            "--key", str(site.broker_key), "--operator", site.operator, "--manifests", str(site.manifests),
+        ]  # fmt: skip
+        super().__init__(command, site.directory / "broker.log")
+
+    def start(self) -> None:
+        self.socket.unlink(missing_ok=True)
+        super().start()
+
+
+class Sender(Victim):
+    """The sending process; its record is read back by :func:`read_record`."""
+
+    def __init__(self, site: Site, broker: Broker) -> None:
+        self.record = site.directory / "record"
+        command = [sys.executable, "-m", "bench.crash", "--send", str(site.directory), broker.address]
+        super().__init__(command, site.directory / "sender.log")
 
     def answers(self) -> int:
         """Acknowledgements written down so far."""
         return self.record.read_bytes().count(b"\nack ") if self.record.exists() else 0
 
 
-def send(directory: Path, target: str, operator: str) -> None:
+def send(directory: Path, target: str) -> None:
     """The sending process: until it is ended."""
     record = os.open(directory / "record", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     counter = Counter(directory / "counter")
@@ -127,8 +120,6 @@ def send(directory: Path, target: str, operator: str) -> None:
         directory / "received",
         NAME,
     )
-    assert identity.key is not None
-    assert operator
     uplink = BrokerUplink(target, NAME, identity, Written(), 4096)
     ended: list[int] = []
     said = ""
@@ -190,15 +181,12 @@ def rounds(broker: Broker, sender: Sender, kills: int, chance: random.Random) ->
         if number % 2:
             while sender.answers() == before:
                 if time.monotonic() > deadline:
-                    logs = "".join(
-                        (broker.site.directory / f"{who}.log").read_text()[-1500:] for who in ("broker", "sender")
-                    )
-                    raise SystemExit(f"bench: nothing is answered any more\n{logs}")
+                    raise SystemExit(f"bench: nothing is answered any more\n{broker.said()}\n{sender.said()}")
                 time.sleep(0.002)
         time.sleep(chance.uniform(SHORTEST_S, LONGEST_S))
         victim = chance.choice(("broker", "agent"))
         killed[victim] += 1
-        process: Broker | Sender = broker if victim == "broker" else sender
+        process: Victim = broker if victim == "broker" else sender
         process.end(signal.SIGKILL)
         process.start()
         if number % 20 == 19:
@@ -237,8 +225,8 @@ def run(given: argparse.Namespace) -> Result:
             sender.end(signal.SIGTERM)
             broker.end(signal.SIGTERM)
         finally:
-            sender.kill()
-            broker.kill()
+            sender.end(signal.SIGKILL)
+            broker.end(signal.SIGKILL)
         used, acknowledged = read_record(sender.record)
         stored = _stored(broker.database)
         shown = audit(broker, site)
@@ -266,8 +254,8 @@ def run(given: argparse.Namespace) -> Result:
 
 
 def main(arguments: Sequence[str]) -> None:
-    _, directory, target, operator = arguments
-    send(Path(directory), target, operator)
+    _, directory, target = arguments
+    send(Path(directory), target)
 
 
 if __name__ == "__main__":
