@@ -109,7 +109,7 @@ class Cells:
         # Read in which each slot last counted something.
         self._used = {n: np.zeros(len(cells) * count, np.int64) for n, (_, count) in self._slots.items()}
         self._last: Words = self._words.copy()
-        self._last_sum: Words = self._last.sum(axis=0)
+        self._last_sum: Words = np.add.reduce(self._last)
         self._generation = 1  # 0 is what a cell has that never stamped
         self._control["generation"] = self._generation
         self._lost = 0
