@@ -20,14 +20,14 @@ pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture
-def block_file(tmp_path: Path) -> Iterator[int]:
-    path = tmp_path / "data"
+def block_file(disk_path: Path) -> Iterator[int]:
+    path = disk_path / "data"
     path.write_bytes(os.urandom(1 << 20))
     os.sync()
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
     except OSError as error:
-        pytest.skip(f"{tmp_path} does not support direct I/O: {error}")
+        pytest.skip(f"{disk_path} does not support direct I/O: {error}")
     yield fd
     os.close(fd)
 

@@ -45,10 +45,10 @@ def test_tcp_counters_of_this_namespace() -> None:
 
 
 @pytest.mark.kernel
-def test_diskstats_count_a_synced_write(tmp_path: Path) -> None:
+def test_diskstats_count_a_synced_write(disk_path: Path) -> None:
     disks = Diskstats()
     before, _, _ = disks.totals()
-    with (tmp_path / "f").open("wb") as file:
+    with (disk_path / "f").open("wb") as file:
         for _ in range(5):
             file.write(os.urandom(4096))
             file.flush()

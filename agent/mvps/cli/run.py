@@ -74,14 +74,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     log.configure("error", "text")
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix="mvps-run-") as name:
+    # Not /tmp, which is memory on Debian 13: the broker's history grows while this runs.
+    with tempfile.TemporaryDirectory(prefix="mvps-run-", dir="/var/tmp") as name:
         directory = Path(name)
         settings = _settings(arguments, directory)
         site = make_site(directory, [settings.vantage_id], tick_ms=settings.agent.tick_ms)
         settings = _with_site(settings, site)
         if not arguments.provoke:
             return _with_broker(arguments, settings, site, None)
-        with Host(background_rate=BACKGROUND_RATE, directory=Path("/var/tmp")) as host:
+        with Host(background_rate=BACKGROUND_RATE) as host:
             try:
                 host.prepare(network=True)
             except ProvokeError as error:

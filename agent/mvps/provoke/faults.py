@@ -103,7 +103,7 @@ class Host:
     """Everything faults share on this host: a scratch file, the two-hop peer, background traffic, running loads."""
 
     background_rate: float = 0.0
-    directory: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
+    directory: Path = Path("/var/tmp")  # on a disk: /tmp is memory on Debian 13, and no fault of mm or blk comes of it
     peer: TwoHopPeer = field(default_factory=TwoHopPeer)
     _scratch: Path | None = None
     _standing: list[subprocess.Popen[str]] = field(default_factory=list)
