@@ -124,3 +124,19 @@ def test_a_broker_needs_a_manifest_and_its_own_key(tmp_path: Path) -> None:
         EpochWatch(chosen.model_copy(update={"manifests": tmp_path / "none"}))
     with pytest.raises(KeySourceError, match="a broker key is needed"):
         EpochWatch(chosen.model_copy(update={"key": str(site.host_keys["host-1"])}))
+
+
+async def test_a_clock_that_was_set_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, _ = settings(tmp_path)
+    watch = EpochWatch(chosen)
+    real, ahead = time.time_ns, [0]
+    monkeypatch.setattr(time, "time_ns", lambda: real() + ahead[0])
+    task = asyncio.create_task(watch.run(lambda: None))
+    try:
+        await asyncio.sleep(0)  # it has looked at the clock once
+        ahead[0] = -5 * 10**9
+        await until(lambda: watch.clock_steps == 1)
+        assert abs(watch.last_clock_step_ns + 5 * 10**9) < 10**9
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
