@@ -156,3 +156,14 @@ def test_a_failed_commit_is_forgotten() -> None:
     decides.commit((host.vantage_id, host.epoch_id, Lane.LIVE), verdict.header.counter)
     decides.rewind()
     assert one(decides, sealed).repeat
+
+
+def test_what_fails_on_the_way_spends_no_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = new_host()
+    decides = admission(host)
+    sealed = host.seal()
+    monkeypatch.setattr(Admission, "_mismatch", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        decides.judge([sealed], time.time_ns())
+    monkeypatch.undo()
+    assert one(decides, sealed).row is not None

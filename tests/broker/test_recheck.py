@@ -115,3 +115,24 @@ def test_a_mismatch_is_flagged_and_the_snapshot_accepted(model: SurfaceModel) ->
     assert verdict.row is not None
     assert verdict.row.mismatch
     assert decides.decisions == {"checked": 1, "mismatch": 1}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"live":[true', b'"live":[100000000000000000'),
+        (b'"live":[true', b'"live":[Infinity'),
+        (b'"live":[true', b'"live":["x"'),
+        (b'"mean":[', b'"mean":[1e999,'),
+        (b'"ticks":', b'"ticks":1' + b"0" * 400 + b',"x":'),
+        (b'"pseudo_count":', b'"pseudo_count":NaN,"x":'),
+        (b'"noise":[', b'"noise":[-1.0,'),
+    ],
+)
+def test_a_strangers_baseline_is_refused_quietly(model: SurfaceModel, old: bytes, new: bytes) -> None:
+    assert model.baseline is not None
+    json = model.baseline.to_json().replace(b", ", b",").replace(b": ", b":")
+    assert old in json
+    surface = reported(model, 1.0)
+    check = DecisionCheck([Kept("host-1", surface.decision.baseline_id, json.replace(old, new, 1))])
+    assert check.agrees("host-1", surface) is None

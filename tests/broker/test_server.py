@@ -178,6 +178,22 @@ async def test_envelopes_outside_the_protocol(tmp_path: Path, first: pb.Batch) -
         assert (await status_of(call))[0] is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_empty_batches_do_not_hold_a_place(tmp_path: Path) -> None:
+    async with running(tmp_path, first_item_timeout_s=0.5) as (_, _, stub):
+        call = stub.Stream()
+
+        async def chatter() -> None:
+            while not call.done():
+                await call.write(batch())
+                await asyncio.sleep(0.05)
+
+        talking = asyncio.create_task(chatter())
+        async with asyncio.timeout(30):
+            assert (await status_of(call))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+        talking.cancel()
+        await asyncio.gather(talking, return_exceptions=True)
+
+
 async def test_a_nonce_may_not_change_within_a_stream(tmp_path: Path) -> None:
     async with running(tmp_path) as (_, host, stub):
         call = stub.Stream()

@@ -17,7 +17,8 @@ from mvps.daemon.identity import Identity, TrustError
 from mvps.daemon.uplink import BrokerUplink
 from mvps.trust.counter import Counter
 from mvps.trust.keys import load_key, rotate_key
-from mvps.trust.manifest import Manifest, Profile, Vantage, admit, revoke, succeed
+from mvps.trust.limits import MAX_MANIFESTS
+from mvps.trust.manifest import Manifest, ManifestError, Profile, Vantage, admit, revoke, succeed
 from mvps.trust.seal import Lane
 from mvps.trust.solo import Site, make_site
 from mvps.v1 import snapshot_pb2 as pb
@@ -197,6 +198,19 @@ def test_a_manifest_the_operator_did_not_sign_changes_nothing(deploy: Deploy, tm
     site.identity.receive([stranger.sign(forged), b"garbage"])
     assert "no manifest that counts" in site.uplink.state().manifest_error
     assert [m.epoch_id for m in site.identity.epochs.manifests] == [1]
+
+
+def test_a_broker_cannot_keep_an_agent_busy_with_manifests(deploy: Deploy, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = deploy()
+    opened: list[bytes] = []
+
+    def counting(signed: bytes, operator: object) -> Manifest:
+        opened.append(signed)
+        raise ManifestError("no")
+
+    monkeypatch.setattr("mvps.daemon.identity.open_manifest", counting)
+    site.identity.receive([b"x"] * 100_000)
+    assert len(opened) == MAX_MANIFESTS
 
 
 def test_what_is_too_old_for_the_live_lane_comes_as_backfill(deploy: Deploy) -> None:

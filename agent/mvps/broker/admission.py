@@ -66,10 +66,13 @@ class Admission:
     def judge(self, batch: Sequence[Sealed], now_ns: int) -> tuple[list[Verdict], SealError | None]:
         """Verdicts over a batch up to the first item whose seal does not hold, and that failure; both are counted."""
         try:
-            answers = self._gate.admit(batch, now_ns)
+            return self._judge(batch, now_ns)
         except BaseException:
-            self._gate.rewind()  # it does not say how far it came
+            self._gate.rewind()  # nothing of it will be committed, so that none of its counters may stay spent
             raise
+
+    def _judge(self, batch: Sequence[Sealed], now_ns: int) -> tuple[list[Verdict], SealError | None]:
+        answers = self._gate.admit(batch, now_ns)
         verdicts: list[Verdict] = []
         refused: SealError | None = None
         for sealed, judged in zip(batch, answers, strict=False):

@@ -25,6 +25,8 @@ from mvps.v1 import snapshot_pb2 as pb
 _RELATIVE: Final = 1e-3
 _ABSOLUTE: Final = 1e-2
 _LOG_P_TOLERANCE: Final = 5e-2
+# A baseline is a stranger's numbers: what passes its own checks may still divide by zero or overflow further in.
+_UNFIT: Final = (ValueError, ArithmeticError, TypeError, LookupError, np.linalg.LinAlgError)
 
 
 class DecisionCheck:
@@ -42,7 +44,7 @@ class DecisionCheck:
         if key not in self._baselines:
             try:
                 self._baselines[key] = Baseline.from_json(kept.json)
-            except (ValueError, KeyError, TypeError):
+            except _UNFIT:
                 self._baselines[key] = None
         self._baselines.move_to_end(key)
         if len(self._baselines) > MAX_BASELINES_HELD:
@@ -67,7 +69,7 @@ class DecisionCheck:
                 {o.vantage: np.frombuffer(o.distribution, dtype="<f4") for o in seen},
                 {o.vantage: o.events for o in seen},
             )
-        except ValueError:
+        except _UNFIT:
             return False  # these numbers cannot have given a decision on this baseline
         if not (_close(reported.d2, decision.d2) and _close(vector.s, decision.s)):
             return False

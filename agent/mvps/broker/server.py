@@ -213,15 +213,17 @@ class Broker:
         nonce = b""
         passed_on = -1  # newest epoch this sender knows or was told of
         batches = aiter(requests)
+        deadline = asyncio.get_running_loop().time() + self.settings.first_item_timeout_s
         while True:
-            # A stream holds one of max_streams places, so it has to prove itself soon.
-            patience = None if names else self.settings.first_item_timeout_s
+            # A stream holds one of max_streams places, so it has to prove itself soon; empty batches prove nothing.
             try:
-                batch = await asyncio.wait_for(anext(batches), patience)
+                async with asyncio.timeout_at(None if names else deadline):
+                    batch = await anext(batches)
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                await _abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, f"no sealed snapshot within {patience:g} s")
+                within = f"within {self.settings.first_item_timeout_s:g} s"
+                await _abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, f"no sealed snapshot {within}")
             nonce = nonce or batch.stream_nonce
             if len(nonce) != limits.NONCE_BYTES or batch.stream_nonce != nonce:
                 await _abort(

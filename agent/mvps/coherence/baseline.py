@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -266,7 +266,7 @@ class Baseline:
         if len(data) > MAX_JSON_BYTES:
             raise ValueError(f"a baseline of {len(data)} bytes is over the limit of {MAX_JSON_BYTES}")
         try:
-            body = json.loads(data)
+            body = json.loads(data, parse_constant=_no_constant)
             if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
                 raise ValueError(f"not a baseline of format {FORMAT}: calibrate again")
             return cls(**_decode(body))
@@ -274,6 +274,7 @@ class Baseline:
             AttributeError,
             TypeError,
             KeyError,
+            OverflowError,
             RecursionError,
             UnicodeDecodeError,
             json.JSONDecodeError,
@@ -284,6 +285,10 @@ class Baseline:
     def baseline_id(self) -> str:
         """First 16 hex digits of SHA-256 over the canonical JSON."""
         return hashlib.sha256(self.to_json()).hexdigest()[:16]
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"not a baseline: {name} is no number of one")
 
 
 def _tuples(value: Any) -> Any:

@@ -59,6 +59,13 @@ class Ellipsoid:
         sizes |= set(map(len, self.covariance))
         if p and sizes != {p}:
             raise ValueError(f"mean, covariance and live of {p} axes have sizes {sorted(sizes)}")
+        if len(set(self.axes)) != p:
+            raise ValueError(f"an axis appears twice in {self.axes}")
+        # Degrees of freedom are counted from these: from a stranger's baseline they could be any number.
+        if not all(isinstance(live, bool) for live in self.live):
+            raise ValueError("whether an axis is live is true or false")
+        if not (all(map(math.isfinite, self.mean)) and all(0.0 <= v < math.inf for v in self.noise)):
+            raise ValueError("the axes need finite means and finite noise variances not below 0")
         if p:
             matrix = np.array(self.covariance)
             if not np.all(np.isfinite(matrix)) or np.linalg.eigvalsh(matrix)[0] <= 0.0:

@@ -11,6 +11,7 @@ from typing import Final
 from mvps.daemon import log
 from mvps.trust.epochs import Epochs
 from mvps.trust.keys import Kind, PublicKey, SecretKey, load_keys
+from mvps.trust.limits import MAX_MANIFESTS
 from mvps.trust.manifest import ManifestError, open_manifest
 from mvps.trust.manifest_folder import FolderError, ManifestFolder
 
@@ -57,8 +58,8 @@ class Identity:
         self._scan()
 
     def receive(self, manifests: Sequence[bytes]) -> None:
-        """Manifests that a broker passed on; the operator's signature decides."""
-        for signed in manifests:
+        """Manifests that a broker passed on; the operator's signature decides. It sends no more than there may be."""
+        for signed in manifests[:MAX_MANIFESTS]:
             try:
                 manifest = open_manifest(signed, self._operator)
                 if self.epochs.add(manifest):
