@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
@@ -26,16 +26,21 @@ from bench.harness import WORK, Result
 from mvps.broker.server import EmbeddedBroker
 from mvps.broker.settings import BrokerSettings
 from mvps.trust import limits
+from mvps.trust.checkpoint import Checkpoint
 from mvps.trust.epochs import Epochs
 from mvps.trust.keys import Kind, SecretKey, load_key
-from mvps.trust.manifest import Manifest, Profile, Vantage, admit, revoke, succeed
+from mvps.trust.manifest import Manifest, Profile, Vantage, admit, revoke, sign_manifest, succeed
+from mvps.trust.merkle import Tree, consistency_proof, leaf_hash, node_place
+from mvps.trust.note import ED25519, Note, NoteKey, sign_note
 from mvps.trust.reasons import RejectReason as Why
 from mvps.trust.seal import FIXED_HEADER_BYTES, Lane, Purpose, Sealed, Sealer
 from mvps.trust.solo import Site, make_site
+from mvps.trust.witness import Request, Witness
 from mvps.v1 import snapshot_pb2 as pb
 from mvps.v1 import stream_pb2, stream_pb2_grpc
+from mvps.witness.heads import HeadsFile
 
-SUMMARY = "forged, replayed, truncated, cross-epoch, cross-vantage and downgraded messages: accepted"
+SUMMARY = "forged, replayed, truncated, cross-epoch, cross-vantage, downgraded and forked inputs: accepted"
 SECOND = 10**9
 DAY = 86400
 # First octet, octets and name of every header field, and what changing it may lead to.
@@ -345,6 +350,59 @@ def fight(arena: Arena, chance: random.Random, every: int) -> dict[str, dict[str
     return table
 
 
+def forks(arena: Arena, count: int) -> dict[str, dict[str, int]]:
+    """Two histories under one name: an operator's key that signs a second epoch 2, a broker that shows a second log.
+
+    "accepted" counts manifests that came into force and checkpoints that got a cosignature.
+    """
+    site, broker = arena.site, arena.broker.broker
+    assert broker is not None
+    before = [manifest.digest for manifest in broker.epochs.manifests]
+    for number in range(count):
+        forged = replace(succeed(site.manifest, int(time.time()) - 1800), rate_factor=5 + number)
+        (site.manifests / f"fork-{number}.manifest").write_bytes(sign_manifest(forged, site.operator_key))
+    deadline = time.monotonic() + 20
+    while len(broker.info().refused_manifests) < count and time.monotonic() < deadline:
+        time.sleep(0.05)
+    said = [why for why in broker.info().refused_manifests if "two different manifests of epoch 2" in why]
+    new = [manifest for manifest in broker.epochs.manifests if manifest.digest not in before]
+    table = {
+        "forked: manifests": {
+            "sent": count,
+            "accepted": len(new),
+            "own_reason": len(said),
+            "other_reason": count - len(said),
+        }
+    }
+
+    log, own = SecretKey(os.urandom(32), Kind.BROKER), SecretKey(os.urandom(32), Kind.WITNESS)
+    heads = HeadsFile(site.directory / "witness.json", new=True)
+    judge = Witness("w1", own.sign, own.public.ed25519, [NoteKey("log", ED25519, log.public.ed25519)], heads)
+
+    def shown(old: int, size: int, salt: bytes) -> int:
+        hashes = [leaf_hash(b"%d" % number + (salt if number == 3 else b"")) for number in range(size)]
+        tree = Tree()
+        nodes = tree.append(hashes)
+        proof = consistency_proof(old, size, lambda level, index: nodes[node_place(level, index)])
+        text = Checkpoint("log", *tree.head).text
+        note = Note(text, (sign_note(text, "log", log.sign, log.public.ed25519),))
+        return judge.add_checkpoint(Request(old, tuple(proof), note).render(), int(time.time())).status
+
+    if shown(0, 7, b"") != 200:
+        raise SystemExit("bench: the witness does not cosign an honest log")
+    answers = [shown(7, 7 + number, b"fork") for number in range(count)]
+    heads.close()
+    table["forked: log at a witness"] = {
+        "sent": count,
+        "accepted": answers.count(200),
+        "own_reason": sum(status in (409, 422) for status in answers),
+        "other_reason": sum(status not in (200, 409, 422) for status in answers),
+    }
+    for name, row in table.items():
+        print(f"{name:45} {row['sent']:5}  accepted {row['accepted']}")
+    return table
+
+
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--every", type=int, default=0, help="changes per octet (default 2, with --full 40)")
     parser.add_argument("--seed", type=int, default=1)
@@ -357,7 +415,7 @@ def run(given: argparse.Namespace) -> Result:
         with tempfile.TemporaryDirectory(prefix="attacks-", dir=WORK) as name:
             arena = Arena(Path(name), profile)
             try:
-                rows[profile] = fight(arena, random.Random(given.seed), every)
+                rows[profile] = fight(arena, random.Random(given.seed), every) | forks(arena, min(every, 10))
             finally:
                 arena.close()
     flat = [row for table in rows.values() for row in table.values()]

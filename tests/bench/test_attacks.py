@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bench.attacks import Arena, fight
+from bench.attacks import Arena, fight, forks
 
 from mvps.trust.epochs import Epochs, Validity
 from mvps.trust.manifest import Profile
@@ -22,7 +22,7 @@ def arena(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Arena]:
 
 
 def test_nothing_is_accepted_and_everything_is_counted_under_its_own_reason(arena: Arena) -> None:
-    table = fight(arena, random.Random(7), every=1)
+    table = fight(arena, random.Random(7), every=1) | forks(arena, 3)
     assert len(table) > 40
     assert {name: row for name, row in table.items() if row["accepted"] or row["own_reason"] != row["sent"]} == {}
 
