@@ -17,7 +17,6 @@ rises with every failure, and a submission made under an older fence is refused.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import queue
 import sqlite3
@@ -29,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from mvps.trust.durable import claim
 from mvps.trust.evidence_log import (
     NEW_LOG,
     SEGMENT_BYTES,
@@ -528,17 +528,11 @@ _SNAPSHOTS: Final = "snapshots s LEFT JOIN vantages v ON v.vantage = s.vantage A
 def _claim(path: Path) -> int:
     """Lock against a second broker: two owners of one replay state would accept a counter twice."""
     try:
-        lock = os.open(
-            path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
+        return claim(path)
+    except BlockingIOError:
+        raise StoreError(f"another broker uses {path}: stop it, or give this one its own database") from None
     except OSError as error:
         raise StoreError(f"cannot open {path}.lock: {error.strerror}; does {path.parent} exist?") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise StoreError(f"another broker uses {path}: stop it, or give this one its own database") from None
-    return lock
 
 
 def _open(path: Path, max_bytes: int, busy_timeout_s: float) -> sqlite3.Connection:

@@ -23,8 +23,6 @@ from pydantic_core import ErrorDetails
 
 from mvps.vantages.probe_plan import MAX_DESTINATIONS, MAX_FLOWS, MAX_RATE, MAX_TTL, Destination, ProbePlan, parse_site
 
-DEFAULT_PATH = Path("/etc/mvps/agent.toml")
-
 # Larger than any honest file; keeps a wrong path (a log, a device) from being read into memory.
 MAX_FILE_BYTES = 1 << 20
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import mvps
+from mvps.trust.gate import SCHEMA_VERSION
 from mvps.trust.limits import MAX_LOSS_CAUSES, MAX_NAME, MAX_OBJECTS
 from mvps.v1 import snapshot_pb2 as pb
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from mvps.coherence.observation import Observation
     from mvps.daemon.lattice import Tick
 
-SCHEMA_VERSION = 1
 
 # A broker that joins late, or lost its store, can recompute decisions after at most this many ticks.
 BASELINE_EVERY_TICKS = 60

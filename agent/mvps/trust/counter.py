@@ -9,7 +9,6 @@ clock went back as well.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import time
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from mvps.trust.durable import claim, replace
 from mvps.trust.seal import Lane
 
 _SEQUENCE_BITS: Final = 32
@@ -38,22 +38,18 @@ class Counter:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         try:
-            # The lock is on a file of its own, since the state file is replaced by renaming.
-            lock_path = path.with_name(path.name + ".lock")
-            self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise CounterError(f"cannot open {path}.lock: {error.strerror}; is the state directory there?") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            generation = max(_stored(path) + 1, int(clock()))
-            if generation > _LARGEST:
-                raise CounterError(f"{path} holds the last generation: give this host a new vantage id")
-            _replace(path, b"mvps-counter-v1 %d\n" % generation)
+            self._lock = claim(path)
         except BlockingIOError:
-            os.close(self._lock)
             raise CounterError(
                 f"another agent uses {path}: stop it, or give this one its own state directory"
             ) from None
+        except OSError as error:
+            raise CounterError(f"cannot open {path}.lock: {error.strerror}; is the state directory there?") from None
+        try:
+            generation = max(_stored(path) + 1, int(clock()))
+            if generation > _LARGEST:
+                raise CounterError(f"{path} holds the last generation: give this host a new vantage id")
+            replace(path, b"mvps-counter-v1 %d\n" % generation)
         except OSError as error:
             os.close(self._lock)
             raise CounterError(f"cannot write {path}: {error.strerror}") from None
@@ -97,20 +93,3 @@ def _stored(path: Path) -> int:
             "from the clock, so check first that the clock is right"
         )
     return int(match[1])
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash either the old or the new content is there."""
-    fresh = path.with_name(path.name + ".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        os.write(descriptor, content)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    fresh.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from mvps.trust.durable import replace
 from mvps.trust.keys import PublicKey
 from mvps.trust.limits import MAX_MANIFEST_BYTES, MAX_MANIFESTS
 from mvps.trust.manifest import Manifest, ManifestError, open_manifest
@@ -73,18 +74,7 @@ class ManifestFolder:
 
         Only the newest MAX_MANIFESTS are kept. OSError if the disk refuses.
         """
-        target = self.path / f"{manifest.epoch_id:020d}{SUFFIX}"
-        fresh = target.with_suffix(".new")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(signed)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(target)
-        except OSError:
-            fresh.unlink(missing_ok=True)
-            raise
+        replace(self.path / f"{manifest.epoch_id:020d}{SUFFIX}", signed, 0o644)
         kept = sorted(self.path.glob(f"[0-9]*{SUFFIX}"))
         for old in kept[:-MAX_MANIFESTS]:
             old.unlink()

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import fcntl
 import json
 import os
 from pathlib import Path
 from typing import Final
 
+from mvps.trust.durable import claim, replace
 from mvps.trust.merkle import EMPTY, HASH_BYTES, TreeHead
 
 _FORMAT: Final = "mvps-witness-v1"
@@ -76,33 +76,16 @@ class HeadsFile:
             origin: {"size": head.size, "root": base64.b64encode(head.root).decode()}
             for origin, head in sorted(self._heads.items())
         }
-        fresh = self._path.with_name(self._path.name + ".new")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(json.dumps({_FORMAT: logs}, indent=1).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._path)
-        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        replace(self._path, json.dumps({_FORMAT: logs}, indent=1).encode() + b"\n")
 
 
 def _claim(path: Path) -> int:
     try:
-        lock = os.open(
-            path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
+        return claim(path)
+    except BlockingIOError:
+        raise HeadsError(f"another witness uses {path}: stop it, or give this one its own state file") from None
     except OSError as error:
         raise HeadsError(f"cannot open {path}.lock: {error.strerror}; does {path.parent} exist?") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise HeadsError(f"another witness uses {path}: stop it, or give this one its own state file") from None
-    return lock
 
 
 def _read(path: Path) -> dict[str, TreeHead]:
