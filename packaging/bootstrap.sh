@@ -11,7 +11,8 @@ packages=(python3 python3-dev python3-venv clang llvm libbpf-dev libbpf1 libssl-
 extras=broker,probe
 stamp=.venv/.stamp
 if [[ ${1:-} == --dev ]]; then
-    packages+=(clang-format bpftool bpftrace fio iperf3 stress-ng libcap2-bin ethtool procps util-linux zsh fish)
+    packages+=(clang-format bpftool bpftrace fio iperf3 stress-ng libcap2-bin ethtool postgresql procps util-linux
+        zsh fish)
     extras+=,dev
     stamp=.venv/.stamp-dev
 fi

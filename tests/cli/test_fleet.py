@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from bench.attacks import Arena
 
 from mvps.cli import exits
+from mvps.cli.fleet import _time as cli_time
 from mvps.cli.main import main
 from mvps.trust.keys import Kind, SecretKey
 from mvps.trust.manifest import Profile, sign_manifest
@@ -56,3 +58,47 @@ def test_troubles_are_marked_and_set_the_exit_code(arena: Arena, capsys: pytest.
 def test_no_broker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fleet", "--broker", f"unix:{tmp_path}/none"]) == exits.UNREACHABLE
     assert "check --broker" in capsys.readouterr().err
+
+
+def _closed(arena: Arena) -> None:
+    """Wait until a tick that host-1 reported has closed and is kept."""
+    arena.send(arena.host.seal())
+    deadline = time.monotonic() + 20
+    assert arena.broker.broker is not None
+    ticks = arena.broker.broker.ticks
+    while not (ticks.counts["closed"] and ticks.counts["reported"] + ticks.counts["late"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    while arena.broker.broker.info().history.waiting:
+        time.sleep(0.02)
+
+
+def test_history_bundle_and_vantage(arena: Arena, capsys: pytest.CaptureFixture[str]) -> None:
+    _closed(arena)
+    broker = ["--broker", arena.broker.address]
+    assert main(["fleet", "history", *broker, "--since", "1h"]) == exits.OK
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["time", "tick", "cell", "reported", "missing", "refused", "late", "closed"]
+    assert main(["fleet", *broker, "vantage", "host-1", "--json"]) == exits.OK
+    told = json.loads(capsys.readouterr().out)["ticks"]
+    (tick,) = (tick for tick in told if tick["status"] != "TICK_STATUS_MISSING")
+    assert tick["phase"] == "PHASE_CALIBRATING"
+    number = str(int(tick["tick_time_ns"]) // 10**9)
+    for word in (number, cli_time(int(tick["tick_time_ns"]))):
+        assert main(["fleet", "bundle", word, *broker]) == exits.OK
+        assert "host-1" in capsys.readouterr().out
+    assert main(["fleet", "bundle", "latest", *broker]) == exits.OK
+    assert main(["fleet", "status", *broker]) == exits.OK
+    assert "ticks closed" in capsys.readouterr().out
+
+
+def test_questions_without_an_answer_say_so(arena: Arena, capsys: pytest.CaptureFixture[str]) -> None:
+    _closed(arena)
+    broker = ["--broker", arena.broker.address]
+    assert main(["fleet", "vantage", "nobody", *broker]) == exits.FOUND
+    assert "nothing is kept of nobody" in capsys.readouterr().err
+    assert main(["fleet", "history", "--cell", "none", *broker]) == exits.FOUND
+    assert main(["fleet", "bundle", "5", *broker]) == exits.FOUND
+    for wrong in (["bundle", "yesterday"], ["history", "--since", "10"], ["history", "--limit", "0"]):
+        assert main(["fleet", *wrong, *broker]) == exits.USAGE
+    assert "write a number and s, m, h or d" in capsys.readouterr().err

@@ -68,6 +68,7 @@ class BrokerCollector(Collector):
             len(info.refused_manifests),
         )
         yield from _evidence(info.evidence)
+        yield from _bundles(info)
         yield from _fleet(known)
 
 
@@ -82,6 +83,22 @@ def _evidence(evidence: stream_pb2.Evidence) -> Iterator[Metric]:
     for name in sorted(evidence.witness_errors):
         failing.add_metric([name], 1)
     yield failing
+
+
+def _bundles(info: stream_pb2.ServerInfo) -> Iterator[Metric]:
+    counts = info.bundles
+    yield CounterMetricFamily("mvps_bundles_closed", "Ticks closed, one per cell.", value=counts["closed"])
+    yield CounterMetricFamily("mvps_bundles_complete", "Ticks closed with nobody missing.", value=counts["complete"])
+    yield CounterMetricFamily("mvps_bundles_skipped", "Ticks its clock jumped over.", value=counts["skipped"])
+    reports = CounterMetricFamily("mvps_bundle_reports", "Vantages' ticks by outcome.", labels=["status"])
+    for status in ("reported", "late", "missing", "rejected", "backfill", "repeated"):
+        reports.add_metric([status], counts[status])
+    yield reports
+    if info.history.backend:
+        yield CounterMetricFamily("mvps_history_rows", "Rows written to the history.", value=info.history.written)
+        yield GaugeMetricFamily("mvps_history_waiting", "Rows not yet written.", value=info.history.waiting)
+        yield CounterMetricFamily("mvps_history_dropped", "Rows dropped.", value=info.history.dropped)
+        yield GaugeMetricFamily("mvps_history_failing", "1 while nothing is written.", bool(info.history.error))
 
 
 def _fleet(known: list[stream_pb2.VantageSummary]) -> Iterator[Metric]:

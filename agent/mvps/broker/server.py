@@ -18,19 +18,23 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 import mvps
 from mvps.broker.admission import Admission, Verdict
+from mvps.broker.answers import Answers
+from mvps.broker.bundle import NO_FIGURES
 from mvps.broker.epoch_watch import EpochWatch
 from mvps.broker.evidence import Evidence
+from mvps.broker.history import History, HistoryError
 from mvps.broker.metrics import BrokerCollector, MetricsEndpoint
 from mvps.broker.settings import BrokerSettings
 from mvps.broker.state import FleetState, without_baselines
 from mvps.broker.store import Row, Store, StoreError
+from mvps.broker.ticks import Ticks, figures_of
 from mvps.trust import limits
 from mvps.trust.epochs import Epochs
 from mvps.trust.gate import SCHEMA_VERSION
@@ -53,6 +57,8 @@ _OPTIONS: Final = (
 )
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+_Q = TypeVar("_Q")
+_A = TypeVar("_A")
 
 
 class BrokerError(Exception):
@@ -83,12 +89,15 @@ class Broker:
                 check_decisions=settings.check_decisions,
             )
             self.fleet: Final = FleetState(self._store.vantages())
+            self._history: Final = _open_history(settings)
         except BaseException:
             self._store.close()
             raise
         self.evidence: Final = Evidence(
             self._store.evidence, self._watch.signing, urls=settings.witnesses, period_s=settings.bundle_period_s
         )
+        self.ticks: Final = Ticks(self.epochs, self._history, deadline_s=settings.bundle_deadline_s)
+        self.answers: Final = Answers(self._history)
         self._fence = self._store.fence
         self._stream_ids = count(1)
         self._connected: defaultdict[str, set[int]] = defaultdict(set)
@@ -132,6 +141,7 @@ class Broker:
         self._tasks = [
             loop.create_task(self._watch.run(self.admission.keys_changed)),
             loop.create_task(self.evidence.run()),
+            loop.create_task(self.ticks.run()),
         ]
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
@@ -151,6 +161,8 @@ class Broker:
         if self.metrics is not None:
             await self.metrics.stop()
         await asyncio.to_thread(self._store.close)
+        if self._history is not None:
+            await asyncio.to_thread(self._history.close)
         # Only what this broker bound: after a failed start the path belongs to somebody else.
         if self.address.startswith("unix:"):
             Path(self.address.removeprefix("unix:")).unlink(missing_ok=True)
@@ -282,18 +294,22 @@ class Broker:
                 self.admission.settle_repeat(verdict, found)
         now_ns = time.time_ns()
         for verdict in verdicts:
-            if verdict.reason is None and not verdict.duplicate and verdict.header.lane == Lane.LIVE:
-                self._observe(verdict)
+            if verdict.row is not None:
+                self._observe(verdict, now_ns)
             self.accepted += verdict.reason is None and not verdict.duplicate
             self.duplicates += verdict.duplicate
             self.fleet.record(verdict, stream, now_ns)
 
-    def _observe(self, verdict: Verdict) -> None:
-        """What the bundle's checkpoint says of this vantage: the larger D^2 of its surfaces."""
-        surfaces = verdict.snapshot.surfaces if verdict.snapshot is not None else ()
-        distances = [surface.decision.d2 for surface in surfaces if surface.HasField("decision")]
-        if distances:
-            self.evidence.observe(verdict.header.vantage_id, max(distances))
+    def _observe(self, verdict: Verdict, now_ns: int) -> None:
+        """A new snapshot is settled: into its tick's bundle, and its D^2 into what the next checkpoint says."""
+        snapshot = verdict.snapshot
+        if snapshot is None:
+            self.ticks.observe(verdict.header, 0, int(verdict.reason or 0), NO_FIGURES, now_ns)
+            return
+        figures = figures_of(snapshot)
+        self.ticks.observe(verdict.header, snapshot.tick_period_ns, 0, figures, now_ns)
+        if verdict.header.lane == Lane.LIVE and figures.surface:
+            self.evidence.observe(verdict.header.vantage_id, figures.d2)
 
     def _acks(self, verdicts: list[Verdict], nonce: bytes, counter: StreamCounter) -> pb.AckBatch:
         bodies: dict[tuple[str, int], pb.Acks] = {}
@@ -355,6 +371,8 @@ class Broker:
                 witness_errors=evidence.witness_errors,
                 error=evidence.error,
             ),
+            bundles=dict(self.ticks.counts) | {"skipped": self.ticks.skipped, "repeated": self.ticks.repeated},
+            history=pb.History(**self._history.status()._asdict()) if self._history is not None else None,
         )
 
     def vantages(self) -> pb.ListVantagesResponse:
@@ -420,6 +438,24 @@ class _Servicer(stream_pb2_grpc.BrokerServicer):
         except StoreError as error:
             await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
 
+    async def ListBundles(  # noqa: N802
+        self, request: pb.ListBundlesRequest, context: _Context
+    ) -> pb.ListBundlesResponse:
+        return await self._ask(self._broker.answers.bundles, request, context)
+
+    async def GetBundle(self, request: pb.GetBundleRequest, context: _Context) -> pb.GetBundleResponse:  # noqa: N802
+        return await self._ask(self._broker.answers.bundle, request, context)
+
+    async def GetVantage(self, request: pb.GetVantageRequest, context: _Context) -> pb.GetVantageResponse:  # noqa: N802
+        return await self._ask(self._broker.answers.vantage, request, context)
+
+    async def _ask(self, question: Callable[[_Q], _A], request: _Q, context: _Context) -> _A:
+        await self._local_only(context)
+        try:
+            return await asyncio.to_thread(question, request)
+        except HistoryError as error:
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+
     async def _local_only(self, context: _Context) -> None:
         local = context.peer().startswith(("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D"))
         if not (local or self._broker.settings.remote_queries):
@@ -428,6 +464,16 @@ class _Servicer(stream_pb2_grpc.BrokerServicer):
                 grpc.StatusCode.PERMISSION_DENIED,
                 "queries are answered on the broker's own host: ask there, or set remote_queries = true",
             )
+
+
+def _open_history(settings: BrokerSettings) -> History | None:
+    url = settings.history_url()
+    if not url:
+        return None
+    try:
+        return History(url, retention_s=settings.history_retention_s, max_bytes=settings.history_max_mib << 20)
+    except HistoryError as error:
+        raise BrokerError(str(error)) from None
 
 
 async def _abort(context: _Context, code: grpc.StatusCode, text: str) -> NoReturn:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mvps.trust.limits import MAX_VANTAGES
 from mvps.trust.replay import Window
@@ -42,8 +43,32 @@ class BrokerSettings(BaseModel):
     witnesses: dict[str, str] = Field(
         {}, description="witness name, as in the manifest -> URL prefix it answers at, http or https"
     )
+    bundle_deadline_s: float = Field(
+        0.0, ge=0, le=3600, description="how long a tick waits for its vantages, in seconds; 0 for one T_tick"
+    )
+    history: str = Field(
+        "",
+        description='database of the fleet\'s history: "" for an SQLite file beside the database, "none", or a URL as '
+        "postgresql://mvps@db.example/mvps?passfile=/etc/mvps/pgpass",
+    )
+    history_retention_s: _Seconds = Field(86400.0, description="how long the fleet's history is kept, in seconds")
+    history_max_mib: int = Field(8192, ge=4, le=1 << 20, description="largest size of an SQLite history, in MiB")
     check_decisions: bool = Field(True, description="recompute every decision from its baseline and compare")
     remote_queries: bool = Field(False, description="answer queries from other hosts too (they are not sealed)")
+
+    @field_validator("history")
+    @classmethod
+    def _no_password(cls, url: str) -> str:
+        # Settings are read by more people than a password file is.
+        if re.match(r"[^/]*://[^/@]*:[^/@]*@", url):
+            raise ValueError("holds a password: put it into a pgpass file and write ...?passfile=/etc/mvps/pgpass")
+        return url
+
+    def history_url(self) -> str:
+        """The history's database URL, "" for none."""
+        if self.history == "none":
+            return ""
+        return self.history or f"sqlite:///{self.database.absolute()}.history"
 
     def window(self) -> Window:
         """Accepted sealing times. Backfill is taken as far back as history is kept."""

@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mvps fleet``: what a broker knows: its epoch, its log, its vantages and who is in trouble."""
+"""``mvps fleet``: what a broker knows: its epoch, its log, its vantages, who is in trouble, and what was when."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from mvps.cli import exits
 
 if TYPE_CHECKING:
-    from mvps.v1.stream_pb2 import ListVantagesResponse, ServerInfo, VantageSummary
+    from google.protobuf.message import Message
+
+    from mvps.v1 import stream_pb2_grpc
+    from mvps.v1.stream_pb2 import BundleSummary, ListVantagesResponse, ServerInfo, VantageSummary, VantageTick
 
 DEFAULT_BROKER = "127.0.0.1:7447"
 _SECONDS = 10.0
@@ -21,58 +26,262 @@ _MESSAGE_BYTES = 256 * 1024 * 1024
 
 def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
     """Arguments of ``mvps fleet``."""
-    parser.add_argument(
-        "--broker",
-        metavar="ADDRESS",
-        default=DEFAULT_BROKER,
-        help=f"host:port or unix:/path (default {DEFAULT_BROKER})",
+    _common(parser, DEFAULT_BROKER, False)
+    parser.set_defaults(question="status")
+    questions = parser.add_subparsers(dest="question", metavar="QUESTION")
+
+    def add(name: str, summary: str, examples: str) -> argparse.ArgumentParser:
+        made = questions.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        # Given after the question or before it.
+        _common(made, argparse.SUPPRESS, argparse.SUPPRESS)
+        return made
+
+    add("status", "epoch, log, every vantage, and what needs an eye (this is what no question means)", "")
+    history = add(
+        "history",
+        "closed ticks, newest first: who reported, who was missing, refused or late",
+        "examples:\n  mvps fleet history\n  mvps fleet history --cell r1 --since 2h --limit 500",
     )
-    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    history.add_argument("--cell", metavar="NAME", help="only of this cell")
+    vantage = add(
+        "vantage",
+        "one vantage's ticks, newest first",
+        "examples:\n  mvps fleet vantage host-a\n  mvps fleet vantage host-a --since 10m --json",
+    )
+    vantage.add_argument("id", help="vantage id")
+    for made in (history, vantage):
+        made.add_argument("--since", metavar="TIME", default="", help="how far back: 90s, 10m, 2h, 3d (default: all)")
+        made.add_argument("--limit", metavar="N", type=int, default=50, help="at most this many (default %(default)s)")
+    bundle = add(
+        "bundle",
+        "everybody in one tick",
+        "examples:\n  mvps fleet bundle latest\n  mvps fleet bundle 1790000000          the tick's number\n"
+        "  mvps fleet bundle 2026-11-21T13:00:05Z --cell r1",
+    )
+    bundle.add_argument("tick", help='the tick\'s number, its time (ISO 8601), or "latest"')
+    bundle.add_argument("--cell", metavar="NAME", help="only of this cell")
     parser.epilog = (
         "examples:\n"
         "  mvps fleet\n"
+        "  mvps fleet history --since 10m\n"
         "  mvps fleet --broker unix:/run/mvps/broker.sock --json | jq .info.rejected\n"
         "A broker answers on its own host only, unless its setting remote_queries allows others.\n"
-        "exit codes: 0 all is well, 1 something needs an eye (it is marked !), 3 no broker answers"
+        "exit codes: 0 all is well, 1 something needs an eye (it is marked !) or was not found, 3 no broker answers"
     )
+
+
+def _common(parser: argparse.ArgumentParser, broker: str, as_json: bool | str) -> None:
+    parser.add_argument(
+        "--broker", metavar="ADDRESS", default=broker, help=f"host:port or unix:/path (default {DEFAULT_BROKER})"
+    )
+    parser.add_argument("--json", action="store_true", default=as_json, help="everything, as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask and show."""
+    questions = {"status": _status, "history": _history, "vantage": _vantage, "bundle": _bundle}
+    return questions[arguments.question or "status"](arguments)
+
+
+def _status(arguments: argparse.Namespace) -> int:
     info, vantages = _ask(arguments.broker)
     if arguments.json:
-        from google.protobuf.json_format import MessageToDict
-
-        shown = {
-            "info": MessageToDict(info, preserving_proto_field_name=True),
-            **MessageToDict(vantages, preserving_proto_field_name=True),
-        }
-        print(json.dumps(shown, indent=2))
+        _print_json({"info": _dict(info), **_dict(vantages)})
     troubles = _troubles(info, vantages)
     if not arguments.json:
         _print(arguments.broker, info, vantages, troubles)
     return exits.FOUND if troubles else exits.OK
 
 
-def _ask(target: str) -> tuple[ServerInfo, ListVantagesResponse]:
+def _history(arguments: argparse.Namespace) -> int:
+    from mvps.v1 import stream_pb2
+
+    request = stream_pb2.ListBundlesRequest(
+        cell=arguments.cell, since_ns=_since(arguments.since), limit=_limit(arguments.limit)
+    )
+    with _broker(arguments.broker) as broker:
+        bundles = broker.ListBundles(request, timeout=_SECONDS).bundles
+    if arguments.json:
+        _print_json({"bundles": [_dict(bundle) for bundle in bundles]})
+    elif bundles:
+        _print_bundles(bundles)
+    else:
+        raise exits.Failure(exits.FOUND, "no tick of that time and cell is kept")
+    return exits.OK
+
+
+def _vantage(arguments: argparse.Namespace) -> int:
+    from mvps.v1 import stream_pb2
+
+    request = stream_pb2.GetVantageRequest(
+        vantage_id=arguments.id, since_ns=_since(arguments.since), limit=_limit(arguments.limit)
+    )
+    with _broker(arguments.broker) as broker:
+        ticks = broker.GetVantage(request, timeout=_SECONDS).ticks
+    if arguments.json:
+        _print_json({"ticks": [_dict(tick) for tick in ticks]})
+    elif ticks:
+        from mvps.cli import view
+
+        head = ("time", "status", "phase", "surface", "D2", "S", "lead")
+        print(view.table([head, *((_time(tick.tick_time_ns), *_said(tick)) for tick in ticks)]))
+    else:
+        raise exits.Failure(exits.FOUND, f"nothing is kept of {arguments.id}: mvps fleet lists who is known")
+    return exits.OK
+
+
+def _bundle(arguments: argparse.Namespace) -> int:
+    from mvps.v1 import stream_pb2
+
+    with _broker(arguments.broker) as broker:
+        newest = broker.ListBundles(stream_pb2.ListBundlesRequest(cell=arguments.cell, limit=1), timeout=_SECONDS)
+        if not newest.bundles:
+            raise exits.Failure(exits.FOUND, "no tick has closed yet")
+        at = _tick_time(arguments.tick, newest.bundles[0])
+        request = stream_pb2.GetBundleRequest(tick_time_ns=at, cell=arguments.cell)
+        found = broker.GetBundle(request, timeout=_SECONDS)
+    if not found.ticks:
+        raise exits.Failure(
+            exits.FOUND, f"nothing is kept of the tick of {_time(at)}: mvps fleet history lists those that are"
+        )
+    if arguments.json:
+        _print_json(_dict(found))
+        return exits.OK
+    from mvps.cli import view
+
+    _print_bundles(found.bundles)
+    head = ("vantage", "cell", "status", "phase", "surface", "D2", "S", "lead")
+    print("\n" + view.table([head, *((tick.vantage_id, tick.cell or "-", *_said(tick)) for tick in found.ticks)]))
+    return exits.OK
+
+
+def _print_bundles(bundles: Sequence[BundleSummary]) -> None:
+    from mvps.cli import view
+
+    rows = [
+        (
+            _time(bundle.tick_time_ns),
+            str(bundle.tick_time_ns // bundle.period_ns),
+            bundle.cell or "-",
+            str(bundle.reported),
+            str(bundle.missing),
+            str(bundle.rejected),
+            str(bundle.late),
+            f"+{(bundle.closed_ns - bundle.tick_time_ns) / 1e6:.0f} ms",
+        )
+        for bundle in bundles
+    ]
+    print(view.table([("time", "tick", "cell", "reported", "missing", "refused", "late", "closed"), *rows]))
+
+
+def _said(tick: VantageTick) -> tuple[str, ...]:
+    from mvps.v1.snapshot_pb2 import Phase
+    from mvps.v1.stream_pb2 import RejectReason, TickStatus
+
+    status = TickStatus.Name(tick.status).removeprefix("TICK_STATUS_").lower()
+    if tick.reason:
+        status += f" ({RejectReason.Name(tick.reason).removeprefix('REJECT_REASON_').lower()})"
+    if not tick.phase:
+        return status, "-", "-", "-", "-", "-"
+    phase = Phase.Name(tick.phase).removeprefix("PHASE_")
+    return status, phase, tick.surface or "-", f"{tick.d2:.2f}", f"{tick.s:.2f}", tick.lead or "-"
+
+
+def _time(ns: int) -> str:
+    """UTC, with as many digits as the lattice may have."""
+    whole, rest = divmod(ns, 10**9)
+    fraction = f".{rest // 10**6:03}" if rest else ""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + fraction + "Z"
+
+
+def _tick_time(text: str, newest: BundleSummary) -> int:
+    """When the tick was due that ``text`` means, in ns."""
+    if text == "latest":
+        return newest.tick_time_ns
+    if text.isascii() and text.isdigit() and len(text) < 16:
+        return int(text) * newest.period_ns
+    from datetime import UTC, datetime
+
+    try:
+        given = datetime.fromisoformat(text)
+    except ValueError:
+        raise exits.Failure(
+            exits.USAGE, f'{text!r} is no tick: give its number, a time as 2026-11-21T13:00:05Z, or "latest"'
+        ) from None
+    since = (given if given.tzinfo else given.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
+    ns = (since.days * 86400 + since.seconds) * 10**9 + since.microseconds * 1000
+    return ns // newest.period_ns * newest.period_ns
+
+
+def _since(text: str) -> int:
+    """Time ``text`` ago, in ns since the Unix epoch; 0 for an empty text."""
+    if not text:
+        return 0
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1])
+    try:
+        ago = float(text[:-1]) * unit if unit else -1.0
+    except ValueError:
+        ago = -1.0
+    if not 0 < ago < 1e10:
+        raise exits.Failure(exits.USAGE, f"--since {text!r}: write a number and s, m, h or d, as in 10m")
+    return max(time.time_ns() - int(ago * 1e9), 1)
+
+
+def _limit(limit: int) -> int:
+    if limit < 1:
+        raise exits.Failure(exits.USAGE, "--limit must be positive")
+    return limit
+
+
+def _dict(message: Message) -> dict[str, Any]:
+    from google.protobuf.json_format import MessageToDict
+
+    return MessageToDict(message, preserving_proto_field_name=True)
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(content, indent=2))
+
+
+@contextmanager
+def _broker(target: str) -> Iterator[stream_pb2_grpc.BrokerStub]:
+    """The broker at ``target``; its refusals and its silence become failures that say what to do."""
     import grpc
 
-    from mvps.v1 import stream_pb2, stream_pb2_grpc
+    from mvps.v1 import stream_pb2_grpc
 
     options = [("grpc.max_receive_message_length", _MESSAGE_BYTES), ("grpc.enable_http_proxy", 0)]
     with grpc.insecure_channel(target, options=options) as channel:
-        broker = stream_pb2_grpc.BrokerStub(channel)  # type: ignore[no-untyped-call]
         try:
-            info = broker.ServerInfo(stream_pb2.ServerInfoRequest(), timeout=_SECONDS)
-            vantages = broker.ListVantages(stream_pb2.ListVantagesRequest(), timeout=_SECONDS)
+            yield stream_pb2_grpc.BrokerStub(channel)  # type: ignore[no-untyped-call]
         except grpc.RpcError as error:
+            said = error.details() or ""
             if error.code() is grpc.StatusCode.PERMISSION_DENIED:
-                raise exits.Failure(exits.NOT_PERMITTED, error.details() or "the broker denies access") from None
+                raise exits.Failure(exits.NOT_PERMITTED, said or "the broker denies access") from None
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                raise exits.Failure(
+                    exits.UNREACHABLE, f"the broker at {target} is older than this program and cannot answer that"
+                ) from None
+            history = said.startswith(("sqlite", "postgresql", "this broker keeps"))
+            advice = said if history else "check --broker, and that it runs"
             raise exits.Failure(
-                exits.UNREACHABLE,
-                f"no broker answers at {target} ({error.code().name.lower()}): check --broker, and that it runs",
+                exits.UNREACHABLE, f"no answer from the broker at {target} ({error.code().name.lower()}): {advice}"
             ) from None
-    return info, vantages
+
+
+def _ask(target: str) -> tuple[ServerInfo, ListVantagesResponse]:
+    from mvps.v1 import stream_pb2
+
+    with _broker(target) as broker:
+        info = broker.ServerInfo(stream_pb2.ServerInfoRequest(), timeout=_SECONDS)
+        return info, broker.ListVantages(stream_pb2.ListVantagesRequest(), timeout=_SECONDS)
 
 
 def _troubles(info: ServerInfo, vantages: ListVantagesResponse) -> list[str]:
@@ -80,6 +289,8 @@ def _troubles(info: ServerInfo, vantages: ListVantagesResponse) -> list[str]:
     found = [f"store: {info.store_error}"] if info.store_error else []
     found += [f"log: {info.evidence.error}"] if info.evidence.error else []
     found += [f"witness {name}: {why}" for name, why in sorted(info.evidence.witness_errors.items())]
+    found += [f"history: {info.history.error}"] if info.history.error else []
+    found += [f"history: {info.history.dropped} rows were dropped"] if info.history.dropped else []
     found += [f"manifest {why}" for why in info.refused_manifests]
     for vantage in vantages.vantages:
         if vantage.clone_suspected:
@@ -110,6 +321,12 @@ def _print(target: str, info: ServerInfo, vantages: ListVantagesResponse, troubl
     if log.quorum:
         words += f", {log.cosignatures} cosignatures ({log.quorum} needed)"
     print(words)
+    counts = info.bundles
+    if counts.get("closed"):
+        others = ", ".join(
+            f"{name} {counts[name]}" for name in ("late", "missing", "rejected", "backfill") if counts[name]
+        )
+        print(f"ticks closed {counts['closed']}, complete {counts['complete']}" + (f", {others}" if others else ""))
     rows = [_row(vantage) for vantage in vantages.vantages]
     if rows:
         print(

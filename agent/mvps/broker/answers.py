@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers to questions about the fleet's history, as messages."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mvps.broker.bundle import Report
+from mvps.broker.history import BundleRow, History, HistoryError
+from mvps.trust.limits import MAX_HISTORY_ROWS
+from mvps.v1 import stream_pb2
+
+_DEFAULT_ROWS: Final = 100
+
+
+class Answers:
+    """Reads a history. Every method may block on the database and raises HistoryError if that does not answer."""
+
+    def __init__(self, history: History | None) -> None:
+        self._history = history
+
+    def bundles(self, request: stream_pb2.ListBundlesRequest) -> stream_pb2.ListBundlesResponse:
+        """Closed bundles, newest first."""
+        rows = self._kept().bundles(
+            cell=request.cell if request.HasField("cell") else None,
+            since_ns=request.since_ns,
+            until_ns=request.until_ns,
+            limit=min(request.limit or _DEFAULT_ROWS, MAX_HISTORY_ROWS),
+        )
+        return stream_pb2.ListBundlesResponse(bundles=[_summary(row) for row in rows])
+
+    def bundle(self, request: stream_pb2.GetBundleRequest) -> stream_pb2.GetBundleResponse:
+        """Everybody in one tick."""
+        cell = request.cell if request.HasField("cell") else None
+        at = request.tick_time_ns
+        rows = self._kept().bundles(cell=cell, since_ns=at, until_ns=at, limit=MAX_HISTORY_ROWS)
+        return stream_pb2.GetBundleResponse(
+            bundles=[_summary(row) for row in rows],
+            ticks=[_tick(report, cell) for cell, report in self._kept().tick(at, cell)],
+        )
+
+    def vantage(self, request: stream_pb2.GetVantageRequest) -> stream_pb2.GetVantageResponse:
+        """One vantage's ticks, newest first."""
+        reports = self._kept().vantage(
+            request.vantage_id,
+            since_ns=request.since_ns,
+            until_ns=request.until_ns,
+            limit=min(request.limit or _DEFAULT_ROWS, MAX_HISTORY_ROWS),
+        )
+        return stream_pb2.GetVantageResponse(ticks=[_tick(report) for report in reports])
+
+    def _kept(self) -> History:
+        if self._history is None:
+            raise HistoryError('this broker keeps no history: its setting history is "none"')
+        return self._history
+
+
+def _summary(row: BundleRow) -> stream_pb2.BundleSummary:
+    return stream_pb2.BundleSummary(
+        cell=row.cell,
+        tick_time_ns=row.tick_ns,
+        period_ns=row.period_ns,
+        closed_ns=row.closed_ns,
+        reported=row.reported,
+        missing=row.missing,
+        rejected=row.rejected,
+        late=row.late,
+    )
+
+
+def _tick(report: Report, cell: str = "") -> stream_pb2.VantageTick:
+    figures = report.figures
+    return stream_pb2.VantageTick(
+        vantage_id=report.vantage_id,
+        cell=cell,
+        tick_time_ns=report.tick_ns,
+        status=int(report.status),  # type: ignore[arg-type]  # the stored numbers are the schema's
+        reason=report.reason,  # type: ignore[arg-type]
+        received_ns=report.received_ns,
+        phase=figures.phase,  # type: ignore[arg-type]
+        surface=figures.surface,
+        d2=figures.d2,
+        s=figures.s,
+        lead=figures.lead,
+    )

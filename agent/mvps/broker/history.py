@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet's history: every bundle and every vantage's tick, as rows that can be asked for later.
+
+SQLite by default, PostgreSQL by URL; one schema for both, through SQLAlchemy Core. It is derived data: what was
+acknowledged is in the evidence log and in the broker's own database (:mod:`mvps.broker.store`), and nothing waits for
+this one. A writer thread takes rows from a queue of bounded length; while the server is away the queue fills, and
+beyond its limit the oldest rows are dropped and counted. What came late takes the place of "missing".
+
+One row per (vantage, tick) of some 120 bytes: 1,000 vantages at 1 Hz are 10 GiB a day, so ``retention_s`` and, for
+SQLite, ``max_bytes`` bound it, oldest ticks first.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+
+from mvps.broker.bundle import Bundle, Figures, Report, Status
+
+SCHEMA_VERSION: Final = 1
+_BATCH_ROWS: Final = 20_000
+_FIRST_PAUSE_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 30.0
+_PRUNE_EVERY_S: Final = 30.0
+_PRUNE_SHARE: Final = 20  # a database that is too large loses this fraction of its time span at a time
+
+_META: Final = sa.MetaData()
+_VERSION: Final = sa.Table("mvps_history", _META, sa.Column("version", sa.Integer, primary_key=True))
+_BUNDLES: Final = sa.Table(
+    "mvps_bundles",
+    _META,
+    sa.Column("tick_ns", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("cell", sa.Text, primary_key=True),
+    sa.Column("period_ns", sa.BigInteger, nullable=False),
+    sa.Column("closed_ns", sa.BigInteger, nullable=False),
+    sa.Column("reported", sa.Integer, nullable=False),
+    sa.Column("missing", sa.Integer, nullable=False),
+    sa.Column("rejected", sa.Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+_REPORTS: Final = sa.Table(
+    "mvps_reports",
+    _META,
+    sa.Column("tick_ns", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("vantage", sa.Text, primary_key=True),
+    sa.Column("cell", sa.Text, nullable=False),
+    sa.Column("status", sa.SmallInteger, nullable=False),
+    sa.Column("reason", sa.SmallInteger, nullable=False),
+    sa.Column("received_ns", sa.BigInteger, nullable=False),
+    sa.Column("phase", sa.SmallInteger, nullable=False),
+    sa.Column("surface", sa.Text, nullable=False),
+    sa.Column("d2", sa.Double, nullable=False),
+    sa.Column("s", sa.Double, nullable=False),
+    sa.Column("lead", sa.Text, nullable=False),
+    sa.Index("mvps_reports_by_vantage", "vantage", "tick_ns"),
+    sqlite_with_rowid=False,
+)
+_Row: TypeAlias = tuple[Any, ...]  # values of one table's columns, in their order
+
+
+class HistoryError(Exception):
+    """The history cannot be opened or asked. The message says what to do, and shows no password."""
+
+
+class BundleRow(NamedTuple):
+    """A closed bundle, and what has come in for its tick since."""
+
+    tick_ns: int
+    cell: str
+    period_ns: int
+    closed_ns: int
+    reported: int
+    missing: int
+    rejected: int
+    late: int
+
+
+class HistoryStatus(NamedTuple):
+    """error: "" or why nothing is written at the moment. waiting: rows that are not written yet."""
+
+    backend: str
+    error: str
+    written: int
+    waiting: int
+    dropped: int
+
+
+class History:
+    """The history of one broker. ``put_*`` are for one thread and never wait; reading is for any thread.
+
+    url: an SQLAlchemy database URL, ``sqlite:////path/history.db`` or ``postgresql+psycopg://user@host/database``.
+    max_bytes: of an SQLite file. queue_rows: rows kept while the database does not answer.
+    """
+
+    def __init__(self, url: str, *, retention_s: float, max_bytes: int = 1 << 40, queue_rows: int = 500_000) -> None:
+        self._retention_ns = int(retention_s * 1e9)
+        self._max_bytes = max_bytes
+        self._queue_rows = queue_rows
+        self._url = _parse(url)
+        self._engine = _engine(self._url)
+        self._insert_bundle, self._insert_report = _statements(self._engine.dialect)
+        self._bundles: deque[_Row] = deque()
+        self._reports: deque[_Row] = deque()
+        self._lock = threading.Condition()
+        self._closing = False
+        self._error = ""
+        self._writing = 0
+        self._written = 0
+        self._dropped = 0
+        self._pruned = 0.0
+        if self._url.get_backend_name() == "sqlite":
+            _make_private(Path(str(self._url.database)))
+            self._prepare()  # a file of our own: what is wrong with it is wrong at start
+        self._ready = self._url.get_backend_name() == "sqlite"
+        self._writer = threading.Thread(target=self._run, name="mvps-broker-history", daemon=True)
+        self._writer.start()
+
+    # ---- writing
+
+    def put_bundle(self, bundle: Bundle) -> None:
+        """A bundle closed."""
+        counts = Counter(report.status for report in bundle.reports)
+        row = (
+            bundle.tick_ns,
+            bundle.cell,
+            bundle.period_ns,
+            bundle.closed_ns,
+            counts[Status.REPORTED],
+            counts[Status.MISSING],
+            counts[Status.REJECTED],
+        )
+        self._put([row], [_row(report, bundle.cell) for report in bundle.reports])
+
+    def put_late(self, report: Report, cell: str) -> None:
+        """A report came for a tick whose bundle is closed."""
+        self._put([], [_row(report, cell)])
+
+    def _put(self, bundles: Sequence[_Row], reports: Sequence[_Row]) -> None:
+        with self._lock:
+            self._bundles.extend(bundles)
+            self._reports.extend(reports)
+            for waiting in (self._reports, self._bundles):
+                while len(waiting) > self._queue_rows:
+                    waiting.popleft()
+                    self._dropped += 1
+            self._lock.notify()
+
+    def status(self) -> HistoryStatus:
+        """Where things stand."""
+        with self._lock:
+            waiting = len(self._bundles) + len(self._reports) + self._writing
+            return HistoryStatus(self._url.get_backend_name(), self._error, self._written, waiting, self._dropped)
+
+    def close(self) -> None:
+        """Write what waits, if the database answers, and close. Idempotent."""
+        with self._lock:
+            self._closing = True
+            self._lock.notify()
+        self._writer.join()
+        self._engine.dispose()
+
+    # ---- writer thread
+
+    def _run(self) -> None:
+        pause = _FIRST_PAUSE_S
+        while True:
+            with self._lock:
+                while not self._closing and not self._bundles and not self._reports:
+                    self._lock.wait()
+                if self._closing and not self._bundles and not self._reports:
+                    return
+                bundles = _take(self._bundles)
+                reports = _take(self._reports)
+                self._writing = len(bundles) + len(reports)
+            try:
+                if not self._ready:
+                    self._prepare()
+                    self._ready = True
+                self._write(bundles, reports)
+            except (SQLAlchemyError, HistoryError) as error:
+                with self._lock:
+                    self._writing = 0
+                    self._error = _advice(error, self._url)
+                    self._bundles.extendleft(reversed(bundles))
+                    self._reports.extendleft(reversed(reports))
+                    if self._closing:
+                        self._dropped += len(self._bundles) + len(self._reports)
+                        return
+                    self._lock.wait_for(lambda: self._closing, timeout=pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                continue
+            pause = _FIRST_PAUSE_S
+            with self._lock:
+                self._error = ""
+                self._written += self._writing
+                self._writing = 0
+
+    def _prepare(self) -> None:
+        try:
+            with self._engine.begin() as connection:
+                _META.create_all(connection)
+                found = connection.execute(sa.select(_VERSION.c.version)).scalar()
+                if found is None:
+                    connection.execute(_VERSION.insert().values(version=SCHEMA_VERSION))
+                elif found != SCHEMA_VERSION:
+                    raise HistoryError(
+                        f"{_shown(self._url)} has history schema {found}, this broker knows {SCHEMA_VERSION}: give it "
+                        "another database, or move the old one away"
+                    )
+        except SQLAlchemyError as error:
+            raise HistoryError(_advice(error, self._url)) from None
+
+    def _write(self, bundles: list[_Row], reports: list[_Row]) -> None:
+        # Rows go to the driver as they are: SQLAlchemy's own binding costs as much again as the database.
+        with self._engine.begin() as connection:
+            if bundles:
+                connection.exec_driver_sql(self._insert_bundle, bundles)
+            if reports:
+                connection.exec_driver_sql(self._insert_report, reports)
+        now = time.monotonic()
+        if now - self._pruned > _PRUNE_EVERY_S:
+            self._pruned = now
+            self._prune()
+
+    def _prune(self) -> None:
+        oldest = time.time_ns() - self._retention_ns
+        with self._engine.begin() as connection:
+            if (limit := self._too_large(connection)) is not None:
+                oldest = max(oldest, limit)
+            for table in (_BUNDLES, _REPORTS):
+                connection.execute(table.delete().where(table.c.tick_ns < oldest))
+
+    def _too_large(self, connection: sa.Connection) -> int | None:
+        """From which tick on an SQLite file that has outgrown ``max_bytes`` is kept."""
+        if connection.dialect.name != "sqlite":
+            return None
+        page, pages, free = (
+            int(connection.exec_driver_sql(f"PRAGMA {name}").scalar() or 0)
+            for name in ("page_size", "page_count", "freelist_count")
+        )
+        if page * (pages - free) < self._max_bytes:
+            return None
+        first, last = connection.execute(
+            sa.select(sa.func.min(_REPORTS.c.tick_ns), sa.func.max(_REPORTS.c.tick_ns))
+        ).one()
+        return int(first) + (int(last) - int(first)) // _PRUNE_SHARE + 1 if first is not None else None
+
+    # ---- reading
+
+    def bundles(
+        self, *, cell: str | None = None, since_ns: int = 0, until_ns: int = 0, limit: int = 100
+    ) -> list[BundleRow]:
+        """Closed bundles, newest first. until_ns: 0 for now."""
+        late = (
+            sa.select(sa.func.count())
+            .where(
+                _REPORTS.c.tick_ns == _BUNDLES.c.tick_ns,
+                _REPORTS.c.cell == _BUNDLES.c.cell,
+                _REPORTS.c.status.in_([Status.LATE, Status.BACKFILL]),
+            )
+            .scalar_subquery()
+        )
+        query = sa.select(_BUNDLES, late).where(_BUNDLES.c.tick_ns >= since_ns)
+        if until_ns:
+            query = query.where(_BUNDLES.c.tick_ns <= until_ns)
+        if cell is not None:
+            query = query.where(_BUNDLES.c.cell == cell)
+        with self._asking() as connection:
+            found = connection.execute(query.order_by(_BUNDLES.c.tick_ns.desc(), _BUNDLES.c.cell).limit(limit)).all()
+        return [BundleRow(*row) for row in found]
+
+    def tick(self, tick_ns: int, cell: str | None = None) -> list[tuple[str, Report]]:
+        """(cell, report) of everybody in one tick, sorted by cell and name."""
+        query = sa.select(_REPORTS).where(_REPORTS.c.tick_ns == tick_ns)
+        if cell is not None:
+            query = query.where(_REPORTS.c.cell == cell)
+        with self._asking() as connection:
+            found = connection.execute(query.order_by(_REPORTS.c.cell, _REPORTS.c.vantage)).all()
+        return [(row.cell, _report(row)) for row in found]
+
+    def vantage(self, vantage_id: str, *, since_ns: int = 0, until_ns: int = 0, limit: int = 100) -> list[Report]:
+        """One vantage's ticks, newest first. until_ns: 0 for now."""
+        query = sa.select(_REPORTS).where(_REPORTS.c.vantage == vantage_id, _REPORTS.c.tick_ns >= since_ns)
+        if until_ns:
+            query = query.where(_REPORTS.c.tick_ns <= until_ns)
+        with self._asking() as connection:
+            found = connection.execute(query.order_by(_REPORTS.c.tick_ns.desc()).limit(limit)).all()
+        return [_report(row) for row in found]
+
+    @contextmanager
+    def _asking(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise HistoryError(_advice(error, self._url)) from None
+
+
+def _row(report: Report, cell: str) -> _Row:
+    vantage_id, tick_ns, status, received_ns, reason, figures = report
+    return (tick_ns, vantage_id, cell, int(status), reason, received_ns, *figures)
+
+
+def _report(row: Any) -> Report:
+    figures = Figures(row.phase, row.surface, row.d2, row.s, row.lead)
+    return Report(row.vantage, row.tick_ns, Status(row.status), row.received_ns, row.reason, figures)
+
+
+def _take(waiting: deque[_Row]) -> list[_Row]:
+    return [waiting.popleft() for _ in range(min(len(waiting), _BATCH_ROWS))]
+
+
+def _statements(dialect: sa.Dialect) -> tuple[str, str]:
+    """Insert a bundle once, and a report in the place of one that was only missing; values in column order."""
+    insert = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
+    report = insert(_REPORTS)
+    excluded = report.excluded
+    missing: sa.ColumnElement[int] = sa.literal_column(str(int(Status.MISSING)))
+    changed = {column.name: excluded[column.name] for column in _REPORTS.columns if not column.primary_key}
+    report = report.on_conflict_do_update(
+        index_elements=[_REPORTS.c.tick_ns, _REPORTS.c.vantage],
+        set_=changed,
+        where=sa.and_(_REPORTS.c.status == missing, excluded.status != missing),
+    )
+    return tuple(
+        str(statement.compile(dialect=dialect)) for statement in (insert(_BUNDLES).on_conflict_do_nothing(), report)
+    )  # type: ignore[return-value]
+
+
+def _parse(url: str) -> sa.URL:
+    try:
+        parsed = sa.make_url(url)
+    except ArgumentError:
+        raise HistoryError(
+            "history: no database URL; write sqlite:////path/history.db or postgresql+psycopg://user@host/database"
+        ) from None
+    if parsed.get_backend_name() == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
+        return parsed
+    raise HistoryError(f"history: {_shown(parsed)} is no sqlite or postgresql URL of a database")
+
+
+def _engine(url: sa.URL) -> sa.Engine:
+    try:
+        if url.get_backend_name() == "sqlite":
+            engine = sa.create_engine(url)
+
+            @sa.event.listens_for(engine, "connect")
+            def prepare(connection: Any, _: object) -> None:
+                # Derived data: after a power cut the last seconds may be missing, and the file is whole.
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = NORMAL")
+
+            return engine
+        # pre-ping: a server that was restarted costs a reconnect and no failed transaction.
+        return sa.create_engine(url, paramstyle="format", pool_pre_ping=True, connect_args={"connect_timeout": 5})
+    except ImportError:
+        raise HistoryError("a history in PostgreSQL needs its driver: pip install 'mvps[postgres]'") from None
+
+
+def _make_private(path: Path) -> None:
+    try:
+        path.touch(mode=0o600, exist_ok=True)
+    except OSError as error:
+        raise HistoryError(f"cannot open {path}: {error.strerror}; does {path.parent} exist?") from None
+
+
+def _shown(url: sa.URL) -> str:
+    return url.render_as_string(hide_password=True)
+
+
+def _advice(error: Exception, url: sa.URL) -> str:
+    if isinstance(error, HistoryError):
+        return str(error)
+    cause = " ".join(str(getattr(error, "orig", None) or error).split())
+    if isinstance(error, OperationalError) and url.get_backend_name() == "postgresql":
+        return f"{_shown(url)} does not answer ({cause}): check the server and history in the settings"
+    return f"{_shown(url)}: {cause}"

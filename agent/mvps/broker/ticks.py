@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps the bundles going: who is expected, what arrives, closing on time, and where a closed bundle goes.
+
+The members are those of the epoch in force, in their cells. A bundle waits for its deadline from when its tick was due:
+one T_tick by default, and never less than ``MIN_DEADLINE_S``, which is what a connect and a queue's head take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from mvps.broker.bundle import Bundle, Bundles, Figures, Report, Status
+from mvps.broker.history import History
+from mvps.trust.epochs import Epochs
+from mvps.trust.seal import Lane, SealHeader
+from mvps.v1 import snapshot_pb2 as pb
+
+MIN_DEADLINE_S: Final = 0.25
+_LONGEST_SLEEP_S: Final = 1.0  # an epoch may begin meanwhile
+_FOLLOW_NS: Final = 50_000_000
+# How bad a phase is: no decision yet counts as less than one that says that nothing is wrong.
+_SEVERITY: Final = {
+    pb.PHASE_UNSPECIFIED: 0,
+    pb.PHASE_CALIBRATING: 1,
+    pb.PHASE_BAU: 2,
+    pb.PHASE_SHIFTED: 3,
+    pb.PHASE_WATCH: 4,
+    pb.PHASE_ALARM: 5,
+    pb.PHASE_CRITICAL: 6,
+}
+
+
+def severity(phase: int) -> int:
+    """Rank of a phase, the worst highest."""
+    return _SEVERITY.get(phase, 0)  # type: ignore[call-overload,no-any-return]  # the stub's enum is no int
+
+
+def figures_of(snapshot: pb.Snapshot) -> Figures:
+    """What a bundle keeps of a snapshot."""
+    worst, surface_name = pb.PHASE_CALIBRATING, ""
+    d2 = s = 0.0
+    for surface in snapshot.surfaces:
+        s = max(s, surface.vector.s)
+        if not surface.HasField("decision"):
+            continue
+        d2 = max(d2, surface.decision.d2)
+        if not surface_name or severity(surface.decision.phase) > severity(worst):
+            worst, surface_name = surface.decision.phase, surface.name
+    return Figures(int(worst), surface_name, d2, s, snapshot.lead)
+
+
+class Ticks:
+    """The bundles of one broker, in its event loop.
+
+    history: where they are kept, or None. on_close: gets every bundle that closes. ``counts`` has closed, complete
+    and, by status, every report since the start.
+    """
+
+    def __init__(
+        self,
+        epochs: Epochs,
+        history: History | None,
+        *,
+        deadline_s: float = 0.0,
+        on_close: Callable[[Bundle], None] = lambda bundle: None,
+    ) -> None:
+        self._epochs = epochs
+        self._history = history
+        self._deadline_s = deadline_s
+        self._on_close = on_close
+        self._bundles = Bundles(self._closed, self._late)
+        self._digest = b""
+        self._followed_ns = 0
+        self._cells: dict[str, str] = {}
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def skipped(self) -> int:
+        """Ticks that the broker's clock jumped over."""
+        return self._bundles.skipped
+
+    @property
+    def repeated(self) -> int:
+        """Further snapshots of a vantage in a tick that it had reported."""
+        return self._bundles.repeated
+
+    def observe(self, header: SealHeader, period_ns: int, reason: int, figures: Figures, now_ns: int) -> None:
+        """A snapshot is settled: accepted and new (reason 0), or refused for its content.
+
+        period_ns: the snapshot's own T; 0 where the snapshot cannot be believed.
+        """
+        if now_ns - self._followed_ns > _FOLLOW_NS:
+            self._follow_epoch(now_ns)
+        if header.lane == Lane.BACKFILL:
+            if not reason:
+                self._bundles.backfill(header.vantage_id, header.tick * period_ns, now_ns, figures)
+            return
+        # What is refused has no tick to believe in: the time it was sealed says which it was meant for.
+        due_ns = header.tick * period_ns if period_ns else header.time_ns
+        self._bundles.report(header.vantage_id, due_ns, period_ns, now_ns, reason, figures)
+
+    async def run(self) -> None:
+        """Close bundles at their deadlines, until cancelled."""
+        while True:
+            now_ns = time.time_ns()
+            self._follow_epoch(now_ns)
+            self._bundles.close_due(now_ns)
+            wait_s = (self._bundles.next_deadline_ns() - now_ns) / 1e9
+            await asyncio.sleep(min(max(wait_s, 0.001), _LONGEST_SLEEP_S))
+
+    def _follow_epoch(self, now_ns: int) -> None:
+        self._followed_ns = now_ns
+        manifest = self._epochs.current(now_ns)
+        if manifest is None or manifest.digest == self._digest:
+            return
+        self._digest = manifest.digest
+        self._cells = {vantage.vantage_id: vantage.cell for vantage in manifest.vantages}
+        deadline_s = self._deadline_s or max(manifest.tick_ms / 1000, MIN_DEADLINE_S)
+        self._bundles.admit(self._cells, manifest.tick_ms * 1_000_000, int(deadline_s * 1e9), now_ns)
+
+    def _closed(self, bundle: Bundle) -> None:
+        self.counts["closed"] += 1
+        self.counts["complete"] += not bundle.count(Status.MISSING)
+        self.counts.update(report.status.name.lower() for report in bundle.reports)
+        if self._history is not None:
+            self._history.put_bundle(bundle)
+        self._on_close(bundle)
+
+    def _late(self, report: Report) -> None:
+        self.counts[report.status.name.lower()] += 1
+        if self._history is not None:
+            self._history.put_late(report, self._cells.get(report.vantage_id, ""))

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The history in both of its databases: what goes in comes out, late replaces missing, outages are counted."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from postgres_server import PostgresServer, binaries
+
+from mvps.broker.bundle import NO_FIGURES, Bundle, Figures, Report, Status
+from mvps.broker.history import History, HistoryError
+
+T = 10**9
+NOW = time.time_ns() // T * T
+MM = Figures(3, "kernel", 17.25, 6.5, "mm")
+
+
+def bundle(tick: int, *reports: Report, cell: str = "") -> Bundle:
+    return Bundle(cell, NOW + tick * T, T, NOW + tick * T + 7, reports)
+
+
+def report(name: str, tick: int = 0, status: Status = Status.REPORTED, reason: int = 0) -> Report:
+    missing = status is Status.MISSING
+    return Report(
+        name, NOW + tick * T, status, 0 if missing else NOW + tick * T + 5, reason, NO_FIGURES if missing else MM
+    )
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < deadline, "not within 20 s"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    if binaries() is None:
+        pytest.skip("no PostgreSQL server: apt-get install postgresql")
+    running = PostgresServer()
+    yield running
+    running.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/history.db"
+    server: PostgresServer = request.getfixturevalue("server")
+    _empty(server.url)
+    return server.url
+
+
+def _empty(url: str) -> None:
+    import psycopg
+
+    with psycopg.connect(url) as connection:
+        connection.execute("DROP TABLE IF EXISTS mvps_history, mvps_bundles, mvps_reports")
+
+
+def filled(url: str, **options: float) -> History:
+    history = History(url, retention_s=options.pop("retention_s", 3600), **options)  # type: ignore[arg-type]
+    for tick in range(4):
+        history.put_bundle(bundle(tick, report("a", tick), report("b", tick, Status.MISSING), cell="x"))
+        history.put_bundle(bundle(tick, report("c", tick, Status.REJECTED, reason=28), cell="y"))
+    wait_for(lambda: history.status().waiting == 0)
+    return history
+
+
+def test_what_goes_in_comes_out(url: str):
+    history = filled(url)
+    rows = history.bundles()
+    assert [(row.tick_ns - NOW) // T for row in rows] == [3, 3, 2, 2, 1, 1, 0, 0]
+    assert (rows[0].cell, rows[0].reported, rows[0].missing, rows[0].rejected) == ("x", 1, 1, 0)
+    assert (rows[1].cell, rows[1].reported, rows[1].missing, rows[1].rejected) == ("y", 0, 0, 1)
+    assert rows[0].closed_ns == NOW + 3 * T + 7
+    assert history.tick(NOW) == [
+        ("x", report("a")),
+        ("x", report("b", 0, Status.MISSING)),
+        ("y", report("c", 0, Status.REJECTED, reason=28)),
+    ]
+    assert history.vantage("a", limit=2) == [report("a", 3), report("a", 2)]
+    history.close()
+
+
+def test_questions_can_be_narrowed(url: str):
+    history = filled(url)
+    rows = history.bundles(cell="x", since_ns=NOW + T, until_ns=NOW + 2 * T)
+    assert [(row.cell, (row.tick_ns - NOW) // T) for row in rows] == [("x", 2), ("x", 1)]
+    assert [name for name, _ in history.tick(NOW, "y")] == ["y"]
+    assert [r.tick_ns for r in history.vantage("c", since_ns=NOW + 3 * T)] == [NOW + 3 * T]
+    assert len(history.bundles(limit=3)) == 3
+    history.close()
+
+
+def test_late_takes_the_place_of_missing_and_of_nothing_else(url: str):
+    history = filled(url)
+    late = report("b", 1, Status.BACKFILL)
+    history.put_late(late, "x")
+    history.put_late(report("a", 1, Status.LATE), "x")
+    wait_for(lambda: history.status().waiting == 0)
+    assert history.vantage("b", since_ns=NOW + T, until_ns=NOW + T) == [late]
+    assert history.vantage("a", since_ns=NOW + T, until_ns=NOW + T) == [report("a", 1)]
+    assert [row.late for row in history.bundles(cell="x")] == [0, 0, 1, 0]
+    history.close()
+
+
+def test_a_second_opening_finds_everything(url: str):
+    filled(url).close()
+    history = History(url, retention_s=3600)
+    assert len(history.bundles()) == 8
+    history.close()
+
+
+def test_what_is_older_than_the_retention_goes(url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mvps.broker.history._PRUNE_EVERY_S", 0.0)
+    history = filled(url)
+    old = Bundle("x", NOW - 7200 * T, T, NOW - 7200 * T, (report("a", -7200),))
+    history.put_bundle(old)
+    wait_for(lambda: history.status().waiting == 0)
+    history.put_bundle(bundle(4, report("a", 4)))
+    wait_for(lambda: bool(history.vantage("a", since_ns=NOW + 4 * T)))
+    wait_for(lambda: history.vantage("a", until_ns=NOW - 7000 * T) == [])
+    assert len(history.vantage("a")) == 5
+    history.close()
+
+
+def test_another_schema_is_refused_and_says_what_to_do(tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/history.db"
+    filled(url).close()
+    with sqlite3.connect(tmp_path / "history.db") as db:
+        db.execute("UPDATE mvps_history SET version = 99")
+    with pytest.raises(HistoryError, match=r"schema 99.*another database"):
+        History(url, retention_s=3600)
+
+
+def test_an_sqlite_file_that_is_too_large_loses_its_oldest_ticks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mvps.broker.history._PRUNE_EVERY_S", 0.0)
+    history = History(f"sqlite:///{tmp_path}/history.db", retention_s=3600, max_bytes=200_000)
+    names = [f"host-{n}" for n in range(100)]
+    for tick in range(200):
+        history.put_bundle(bundle(tick, *(report(name, tick) for name in names)))
+        if tick % 10 == 0:
+            wait_for(lambda: history.status().waiting == 0)
+    wait_for(lambda: history.status().waiting == 0)
+    kept = history.vantage("host-7", limit=1000)
+    assert kept[0].tick_ns == NOW + 199 * T
+    assert 5 < len(kept) < 150
+    assert (tmp_path / "history.db").stat().st_size < 2_000_000
+    history.close()
+
+
+def test_the_file_is_for_the_brokers_user_only(tmp_path: Path):
+    filled(f"sqlite:///{tmp_path}/history.db").close()
+    for path in tmp_path.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_a_server_that_goes_away_loses_nothing_and_beyond_the_queue_it_is_counted(server: PostgresServer):
+    _empty(server.url)
+    history = History(server.url, retention_s=3600, queue_rows=50)
+    history.put_bundle(bundle(0, report("a")))
+    wait_for(lambda: history.status().written == 2)
+    server.stop()
+    try:
+        history.put_bundle(bundle(1, report("a", 1)))
+        wait_for(lambda: bool(history.status().error))
+        assert "does not answer" in history.status().error
+        history.put_bundle(bundle(2, *(report(f"host-{n:03}", 2) for n in range(60))))
+        wait_for(lambda: history.status().dropped > 0)
+    finally:
+        server.start()
+    wait_for(lambda: history.status().waiting == 0)
+    status = history.status()
+    assert status.error == ""
+    # Bundles 1 and 2, 61 reports of which the queue holds 50.
+    assert (status.written, status.dropped) == (2 + 2 + 50, 11)
+    assert [row.tick_ns for row in history.bundles()] == [NOW + 2 * T, NOW + T, NOW]
+    history.close()
+
+
+def test_a_broker_starts_without_its_postgresql_and_uses_it_when_it_comes(server: PostgresServer):
+    _empty(server.url)
+    server.stop()
+    try:
+        history = History(server.url, retention_s=3600)
+        history.put_bundle(bundle(0, report("a")))
+        wait_for(lambda: bool(history.status().error))
+        with pytest.raises(HistoryError, match="does not answer"):
+            history.bundles()
+    finally:
+        server.start()
+    wait_for(lambda: history.status().written == 2)
+    history.close()
+
+
+def test_passwords_are_shown_nowhere():
+    history = History("postgresql://mvps:hunter2@127.0.0.1:1/none", retention_s=60)
+    history.put_bundle(bundle(0, report("a")))
+    wait_for(lambda: bool(history.status().error))
+    assert "hunter2" not in history.status().error
+    assert "***" in history.status().error
+    history.close()
+    assert history.status().dropped == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("history.db", "no database URL"),
+        ("sqlite://", "no sqlite or postgresql URL"),
+        ("mysql://x@y/z", "no sqlite or postgresql URL"),
+        ("sqlite:////nowhere/at/all/history.db", "does .* exist"),
+    ],
+)
+def test_a_bad_url_says_what_to_write(url: str, words: str):
+    with pytest.raises(HistoryError, match=words):
+        History(url, retention_s=60)
+
+
+def test_a_folder_in_the_place_of_the_file_is_an_error_at_start(tmp_path: Path):
+    (tmp_path / "history.db").mkdir()
+    with pytest.raises(HistoryError):
+        History(f"sqlite:///{tmp_path}/history.db", retention_s=60)
