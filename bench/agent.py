@@ -156,13 +156,13 @@ def _environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def site() -> Iterator[tuple[Path, str]]:
+def site(where: Path = WORK) -> Iterator[tuple[Path, str]]:
     """Keys and a broker process in a directory of their own: (directory, broker's address)."""
-    with tempfile.TemporaryDirectory(prefix="mvps-bench-", dir=WORK) as name:
+    with tempfile.TemporaryDirectory(prefix="mvps-bench-", dir=where) as name:
         directory = Path(name)
         made = make_site(directory, ["bench"], tick_ms=50)
         address = f"unix:{directory / 'broker.sock'}"
-        command = [*_MVPS, "broker", "--listen", address, "--database", str(directory / "broker.db")]
+        command = [*scheduling(), *_MVPS, "broker", "--listen", address, "--database", str(directory / "broker.db")]
         with (directory / "broker.log").open("w+") as log:
             broker = subprocess.Popen(
                 [

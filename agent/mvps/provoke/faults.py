@@ -7,6 +7,7 @@ dose 1 is the full fault; smaller doses are the same mechanism with less of it.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -211,8 +212,21 @@ class Host:
                 (group / limit).write_text(str(memory_mib * _MIB))
         return options
 
+    def hold(self) -> None:
+        """Freeze the running fault's loads where they are."""
+        for load in self._loads:
+            load.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> int:
+        """Thaw them; the time just before, in ns since the Unix epoch: an onset without a start-up."""
+        begun_ns = time.time_ns()
+        for load in self._loads:
+            load.send_signal(signal.SIGCONT)
+        return begun_ns
+
     def stop(self) -> None:
         """End the running fault; idempotent."""
+        self.go_on()  # a frozen load does not hear that it is over
         for load in self._loads:
             _end(load)
         self._loads.clear()
