@@ -345,9 +345,12 @@ static void check_distribution(struct check *check, struct span packed)
         invalid(check, "a distribution that is negative or does not sum to 1");
 }
 
-static void check_observation(struct check *check, struct span data, struct names *vantages)
+// *unchanged is set if it leans on what was sent before.
+static void check_observation(struct check *check, struct span data, struct names *vantages, bool *unchanged)
 {
     double events = 0.0, checked = 0.0, violated = 0.0;
+    uint64_t ticks = 0;
+    bool carries = false;
     struct reader in = message(data, &OBSERVATION_SUMMARY);
     struct field field;
     while (next(check, &in, &field)) {
@@ -367,19 +370,27 @@ static void check_observation(struct check *check, struct span data, struct name
         case OBSERVATION_SUMMARY_DEGRADED:
             break;
         case OBSERVATION_SUMMARY_DISTRIBUTION:
+            carries = true;
             check_distribution(check, field.data);
             break;
         case OBSERVATION_SUMMARY_OWN_DISTANCE:
             finite(check, &field);
             break;
         case OBSERVATION_SUMMARY_OBJECTS:
+            carries = true;
             check_objects(check, field.data);
+            break;
+        case OBSERVATION_SUMMARY_UNCHANGED_TICKS:
+            ticks = field.value;
             break;
         }
     }
     present(check, &in, OBSERVATION_SUMMARY_VANTAGE);
     if (!(events >= 0.0 && violated >= 0.0 && violated <= checked))
         invalid(check, "counts of events or checks that contradict each other");
+    if (ticks > MAX_UNCHANGED_TICKS || (ticks && carries))
+        invalid(check, "an observation that is unchanged for too long, or unchanged and here");
+    *unchanged |= ticks != 0;
 }
 
 static void check_vector(struct check *check, struct span data)
@@ -456,7 +467,8 @@ static void check_posterior(struct check *check, struct span packed)
         invalid(check, "a posterior that is no distribution over four phases");
 }
 
-static void check_decision(struct check *check, struct span data)
+// *quiet: BAU before and after hysteresis.
+static void check_decision(struct check *check, struct span data, bool *quiet)
 {
     uint64_t phase = PHASE_UNSPECIFIED, raw_phase = PHASE_UNSPECIFIED;
     size_t axes = 0, vantages = 0;
@@ -502,6 +514,7 @@ static void check_decision(struct check *check, struct span data)
     // Phases are numbered without gaps: the build checks it.
     if (phase == PHASE_UNSPECIFIED || phase > PHASE_LAST || raw_phase == PHASE_UNSPECIFIED || raw_phase > PHASE_LAST)
         invalid(check, "a phase that does not exist");
+    *quiet = phase == PHASE_BAU && raw_phase == PHASE_BAU;
     check_posterior(check, posterior);
     limit(check, axes, MAX_CONTRIBUTIONS, "too many contributions");
     limit(check, vantages, MAX_CONTRIBUTIONS, "too many contributions");
@@ -512,6 +525,7 @@ static void check_surface(struct check *check, struct span data, struct names *s
     struct span sorted[MAX_VANTAGES_PER_SURFACE];
     struct names vantages = {0, MAX_VANTAGES_PER_SURFACE, sorted};
     size_t count = 0;
+    bool quiet = false, unchanged = false;
     struct reader in = message(data, &SURFACE);
     struct field field;
     while (next(check, &in, &field)) {
@@ -523,11 +537,11 @@ static void check_surface(struct check *check, struct span data, struct names *s
             check_vector(check, field.data);
             break;
         case SURFACE_DECISION:
-            check_decision(check, field.data);
+            check_decision(check, field.data, &quiet);
             break;
         case SURFACE_OBSERVATIONS:
             count++;
-            check_observation(check, field.data, &vantages);
+            check_observation(check, field.data, &vantages, &unchanged);
             break;
         case SURFACE_MISSING:
             count++;
@@ -542,6 +556,8 @@ static void check_surface(struct check *check, struct span data, struct names *s
     }
     present(check, &in, SURFACE_NAME);
     limit(check, count, MAX_VANTAGES_PER_SURFACE, "too many vantages");
+    if (unchanged && !quiet)
+        invalid(check, "an unchanged observation outside BAU");
 }
 
 static void check_cause(struct check *check, struct span data, struct names *causes)

@@ -158,7 +158,8 @@ def _shapes() -> Iterator[str]:
         name = _upper(enum.name)
         if [value.number for value in enum.value] != list(range(len(enum.value))):
             raise SystemExit(f"{name}: native/snapshot.c takes the numbers of an enum to have no gaps")
-        yield f"enum {{ {name}_UNSPECIFIED = 0, {name}_LAST = {len(enum.value) - 1} }};"
+        values = ", ".join(f"{value.name} = {value.number}" for value in enum.value)
+        yield f"enum {{ {values}, {name}_LAST = {len(enum.value) - 1} }};"
     for message in file.message_type:
         yield from _shape(_upper(message.name), message)
 

@@ -477,6 +477,9 @@ def _surface(faults: Faults, surface: pb.Surface) -> None:
     faults.require(math.isfinite(vector.hamiltonian) and math.isfinite(vector.s))
     for observation in surface.observations:
         _observation(faults, observation)
+    decision = surface.decision
+    quiet = surface.HasField("decision") and decision.phase == decision.raw_phase == pb.PHASE_BAU
+    faults.require(quiet or not any(observation.unchanged_ticks for observation in surface.observations))
     if surface.HasField("decision"):
         _decision(faults, surface.decision)
 
@@ -487,6 +490,9 @@ def _observation(faults: Faults, observation: pb.ObservationSummary) -> None:
     faults.require(observation.events >= 0 and 0 <= observation.violated <= observation.checked)
     if observation.distribution:
         _distribution(faults, observation.distribution)
+    if observation.unchanged_ticks:
+        faults.require(observation.unchanged_ticks <= limits.MAX_UNCHANGED_TICKS)
+        faults.require(not observation.distribution and not observation.HasField("objects"))
     sketch = observation.objects
     faults.limit(len(sketch.hashes), limits.MAX_OBJECTS)
     faults.require(sketch.total >= len(sketch.hashes))

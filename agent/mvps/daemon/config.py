@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from mvps.trust.limits import MAX_UNCHANGED_TICKS
 from mvps.vantages.probe_plan import MAX_DESTINATIONS, MAX_FLOWS, MAX_RATE, MAX_TTL, Destination, ProbePlan, parse_site
 
 # Larger than any honest file; keeps a wrong path (a log, a device) from being read into memory.
@@ -232,6 +233,15 @@ class BrokerSection(_Section):
         "",
         'Broker, "host:port" or "unix:/path". Empty: nothing is sealed or sent, the host watches itself.',
         reload=True,
+    )
+    heartbeat_epsilon: float = _setting(
+        0.0,
+        "In BAU, leave out distributions that moved by less than this (total variation); 0 sends all.",
+        ge=0.0,
+        le=0.5,
+    )
+    heartbeat_full_ticks: int = _setting(
+        60, "Send every distribution at least so often all the same.", unit="ticks", ge=2, le=MAX_UNCHANGED_TICKS
     )
     queue: int = _setting(
         4096, "Sealed snapshots kept in memory while the broker is away.", unit="snapshots", ge=16, le=65_536

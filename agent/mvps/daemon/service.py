@@ -23,6 +23,7 @@ import mvps
 from mvps.coherence.attribution import Attribution
 from mvps.coherence.model import SurfaceModel
 from mvps.daemon import baselines, config, lattice, log
+from mvps.daemon.heartbeat import Heartbeat
 from mvps.daemon.metrics import MetricsServer, phase_name, render
 from mvps.daemon.notify import Notifier
 from mvps.daemon.snapshot import Composer
@@ -178,7 +179,15 @@ class Agent:
         self._saver = saver
         self._notifier = notifier or Notifier({})
         self._names: dict[int, str] = {}  # by keyed hash, for the local API
-        self._composer = Composer(settings.vantage_id, settings.tick_ns, surfaces, object_hash, self._name_that_travels)
+        sent = settings.broker
+        self._composer = Composer(
+            settings.vantage_id,
+            settings.tick_ns,
+            surfaces,
+            object_hash,
+            self._name_that_travels,
+            Heartbeat(sent.heartbeat_epsilon, sent.heartbeat_full_ticks),
+        )
         self._baseline_ids = {
             name: model.baseline.baseline_id if model.baseline else "" for name, model in models.items()
         }

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import mvps
+from mvps.daemon.heartbeat import SENDS_ALL, Heartbeat
 from mvps.trust.gate import SCHEMA_VERSION
 from mvps.trust.limits import MAX_LOSS_CAUSES, MAX_NAME, MAX_OBJECTS
 from mvps.v1 import snapshot_pb2 as pb
@@ -39,6 +40,7 @@ class Composer:
     surfaces: surface -> its vantages, in registry order.
     object_hash: object key -> keyed 64-bit hash that may leave the host.
     name_of: object key -> printable name, or "" when names must not travel.
+    heartbeat: what may be left out of the bytes that travel.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class Composer:
         surfaces: Mapping[str, Sequence[str]],
         object_hash: Callable[[int], int],
         name_of: Callable[[int], str] = lambda _: "",
+        heartbeat: Heartbeat = SENDS_ALL,
     ):
         self._vantage_id = vantage_id
         self._tick_ns = tick_ns
         self._surfaces = surfaces
         self._hash = object_hash
         self._name_of = name_of
+        self._heartbeat = heartbeat
         self._hashes: dict[int, int] = {}
         self._sent: dict[str, str] = {}
         self._since_sent = 0
@@ -93,12 +97,15 @@ class Composer:
                 if (distribution := result.distributions.get(vantage)) is not None:
                     summary.distribution = np.asarray(distribution, dtype="<f4").tobytes()
                 surface.observations.append(summary)
-        for cause in heapq.nlargest(MAX_LOSS_CAUSES, losses, key=losses.__getitem__):
+        # A cause that has lost nothing does not travel: sixteen of them were half of a snapshot's bytes.
+        lossy = [cause for cause, count in losses.items() if count]
+        for cause in heapq.nlargest(MAX_LOSS_CAUSES, lossy, key=losses.__getitem__):
             snapshot.losses.by_cause[cause] = losses[cause]
         return snapshot
 
     def body(self, snapshot: pb.Snapshot, baselines: Sequence[tuple[str, Baseline]]) -> bytes:
         """The bytes to seal; carries the baselines when one changed or a broker may need them again."""
+        snapshot = self._heartbeat.trim(snapshot)
         current = {surface: baseline.baseline_id for surface, baseline in baselines}
         self._since_sent += 1
         if current == self._sent and self._since_sent < BASELINE_EVERY_TICKS:

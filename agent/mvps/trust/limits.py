@@ -36,6 +36,7 @@ MAX_BASELINES: Final = 8
 MAX_BASELINE_BYTES: Final = 256 * 1024
 MAX_EXTENSIONS: Final = 16
 MAX_EXTENSION_BYTES: Final = 16 * 1024
+MAX_UNCHANGED_TICKS: Final = 600  # a heartbeat may lean on what was sent so long ago
 MAX_NAME: Final = 256  # bytes of UTF-8 of any name, cause or reason
 
 # ---- Broker
