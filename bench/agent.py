@@ -50,8 +50,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 class RunningAgent:
     """An agent process. ``begun_ns``: wall clock just before it was executed."""
 
-    def __init__(self, directory: Path, broker: str, tick_ms: int) -> None:
+    def __init__(self, directory: Path, broker: str, tick_ms: int, calibration_ticks: int = CALIBRATION_TICKS) -> None:
         self.tick_ms = tick_ms
+        self.calibration_ticks = calibration_ticks
         self.socket = directory / "agent.sock"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -59,7 +60,7 @@ class RunningAgent:
         config = directory / "agent.toml"
         config.write_text(
             f'[agent]\ntick_ms = {tick_ms}\nvantage_id = "bench"\nstate_dir = "{directory}"\n'
-            f"[baseline]\ncalibration_ticks = {CALIBRATION_TICKS}\n"
+            f"[baseline]\ncalibration_ticks = {calibration_ticks}\n"
             f'[trust]\nkey = "{directory / "bench.key"}"\noperator = "{_operator(directory)}"\n'
             f'manifests = "{directory / "manifests"}"\n[broker]\ntarget = "{broker}"\n'
             f'[metrics]\naddress = "{self.metrics}"\n[local]\nsocket = "{self.socket}"\n'
@@ -105,7 +106,7 @@ class RunningAgent:
 
     def wait_until_decided(self) -> None:
         """Until every surface has learned its baseline, and a second more."""
-        deadline = time.monotonic() + 3 * CALIBRATION_TICKS * self.tick_ms / 1000 + 30
+        deadline = time.monotonic() + 3 * self.calibration_ticks * self.tick_ms / 1000 + 30
         while time.monotonic() < deadline:
             surfaces = self.status().surfaces
             if surfaces and all(one.baseline_id for one in surfaces):

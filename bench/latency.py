@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import grpc
 import numpy as np
 
-from bench.agent import CALIBRATION_TICKS, RunningAgent, site
+from bench.agent import RunningAgent, site
 from bench.harness import WORK, Result, need_root
 from mvps.provoke.faults import Host
 from mvps.provoke.network import ProvokeError
@@ -42,6 +42,7 @@ from mvps.v1 import snapshot_pb2, stream_pb2, stream_pb2_grpc
 SUMMARY = "fault in the kernel to the broker's phase change at T = 50 ms, beside the latency lemma"
 TICK_MS = 50
 HYSTERESIS = 3
+CALIBRATION_TICKS = 300
 EVIDENCE_MS = 10.0
 OWN_PATH_BAR_MS = 10.0
 LOADS = (0.5, 500.0)  # requests per second of the standing load
@@ -53,7 +54,7 @@ _PAGE = 1000
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--faults", type=int, default=0, help="per load (default 15, with --full 110)")
     parser.add_argument("--on-ms", type=int, default=400)
-    parser.add_argument("--off-ms", type=int, default=1100)
+    parser.add_argument("--off-ms", type=int, default=900)
 
 
 class Row(NamedTuple):
@@ -106,12 +107,14 @@ def _one_load(rate: float, faults: int, sync_ms: float, given: argparse.Namespac
         time.sleep(1.0)  # the task fills its cgroup, so that later every page it touches is reclaimed
         host.hold()
         time.sleep(1.0)
-        with RunningAgent(directory, address, TICK_MS) as agent:
+        with RunningAgent(directory, address, TICK_MS, CALIBRATION_TICKS) as agent:
             agent.first_record()
             agent.wait_until_decided()
             since_ns = time.time_ns()
             for _ in range(faults):
-                time.sleep((given.off_ms + draw.uniform(0, TICK_MS)) / 1000)
+                time.sleep(given.off_ms / 1000)
+                _wait_until_calm(agent)
+                time.sleep(draw.uniform(0, TICK_MS) / 1000)
                 onsets.append(host.go_on())
                 time.sleep(given.on_ms / 1000)
                 host.hold()
@@ -121,6 +124,15 @@ def _one_load(rate: float, faults: int, sync_ms: float, given: argparse.Namespac
     late = round(sync_ms * _NS_PER_MS)
     rows = [row._replace(received_ns=row.received_ns + late) for row in rows]
     return _judge(rate, onsets, rows, given.on_ms) | {"lost": losses}
+
+
+def _wait_until_calm(agent: RunningAgent) -> None:
+    """Until every surface is back in BAU, at most three seconds."""
+    deadline = time.monotonic() + 3.0
+    while time.monotonic() < deadline:
+        if all(surface.phase == snapshot_pb2.PHASE_BAU for surface in agent.status().surfaces):
+            return
+        time.sleep(0.1)
 
 
 def _judge(rate: float, onsets: list[int], rows: list[Row], on_ms: float) -> dict[str, Any]:

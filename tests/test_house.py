@@ -22,10 +22,12 @@ MAY_IMPORT = {
     "stream": {"trust", "v1"},
     "witness": {"trust"},
     "broker": {"coherence", "trust", "v1"},
+    "cost": {"broker", "trust", "v1"},
     "daemon": {"coherence", "probes", "stream", "trust", "vantages", "v1"},
     "cli": {
         "broker",
         "coherence",
+        "cost",
         "daemon",
         "interop",
         "probes",
