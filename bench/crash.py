@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import ROOT, WORK, Result
+from mvps.broker.store import entries_of
 from mvps.daemon.identity import Identity
 from mvps.daemon.uplink import BrokerUplink
 from mvps.stream.ledger import State
@@ -165,9 +166,9 @@ def _stored(database: Path) -> list[tuple[int, int]]:
     import sqlite3
 
     with sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True) as db:
-        rows = db.execute("SELECT lane, counter FROM snapshots WHERE reason = 0").fetchall()
+        runs = db.execute("SELECT lane, entries FROM runs").fetchall()
     db.close()
-    return [(lane, counter) for lane, counter in rows]
+    return [(lane, entry.counter) for lane, packed in runs for entry in entries_of(packed, 0, 0) if not entry.reason]
 
 
 def rounds(broker: Broker, sender: Sender, kills: int, chance: random.Random) -> Tally[str]:

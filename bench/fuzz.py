@@ -42,10 +42,10 @@ from google.protobuf.message import DecodeError, Message
 from tests.trust import oracle
 
 from bench.harness import ROOT, WORK, Result
-from mvps.broker.admission import Admission, Verdict
+from mvps.broker.admission import Admission, Admitted
 from mvps.broker.recheck import DecisionCheck
 from mvps.broker.state import FleetState
-from mvps.broker.store import Kept
+from mvps.broker.store import CounterKey, Kept, entries_of
 from mvps.coherence.model import ModelSettings, SurfaceModel
 from mvps.coherence.observation import HIST_BINS, Observation, Scale
 from mvps.daemon.identity import Identity
@@ -66,6 +66,7 @@ from mvps.trust.checkpoint import (
 from mvps.trust.enrolment import Enrolment, EnrolmentError, open_enrolment, sign_enrolment
 from mvps.trust.epochs import Epochs, EpochSealer
 from mvps.trust.evidence_log import EvidenceError, leaf_of, sealed_of, split_leaves
+from mvps.trust.gate import Batch
 from mvps.trust.keys import KeySourceError, Kind, PublicKey, SecretKey, parse_public
 from mvps.trust.manifest import (
     Broker,
@@ -460,49 +461,77 @@ class _Batches(Target):
             long.baselines.add(id=_baseline_id(text), surface="kernel", json=text)
         return long
 
-    def judge(self, world: World, items: Sequence[Sealed]) -> list[Verdict]:
-        """What a broker makes of a batch and of the same batch again, held against the rules."""
+    def judge(self, world: World, message: bytes, items: Sequence[Sealed]) -> Batch:
+        """What a broker makes of a message and of the same message again, held against the rules."""
         admission = Admission(world.broker, self.window, max_vantages=10)
-        stored: dict[tuple[str, int, int, int], Recorded] = {}
-        first = self._round(admission, stored, items, again=False)
-        again = self._round(admission, stored, items, again=True)
-        accepted = {_name(v) for v in first if v.reason is None and not v.duplicate}
-        require(all(_name(v) in accepted for v in again if v.reason is None), "accepted only when it came again")
-        self.taken_in += any(v.reason is None for v in first)
+        stored: dict[CounterKey, Recorded] = {}
+        first = self._round(admission, stored, message, items, again=False)
+        again = self._round(admission, stored, message, items, again=True)
+        accepted = {_name(first, index) for index in first.accepted}
+        for index in range(len(again)):
+            require(again.reason(index) is not None or _name(again, index) in accepted, "accepted when it came again")
+        self.taken_in += any(first.reason(index) is None for index in range(len(first)))
         return first
 
     def _round(
-        self, admission: Admission, stored: dict[Any, Recorded], items: Sequence[Sealed], *, again: bool
-    ) -> list[Verdict]:
-        highest = {name[:3]: -1 for name in stored}
-        for name in stored:
-            highest[name[:3]] = max(highest[name[:3]], name[3])
-        verdicts, refused = admission.judge(items, NOW_NS)
-        require(len(verdicts) == len(items) or refused is not None, "an item was neither judged nor refused")
-        for verdict in verdicts:  # as the store does: rows first, then what is looked up
-            if verdict.row is not None:
-                require(verdict.header.counter > highest.get(_name(verdict)[:3], -1), "a counter was taken again")
-                highest[_name(verdict)[:3]] = verdict.header.counter
-                stored[_name(verdict)] = Recorded(verdict.sealed.digest, verdict.reason)
-                admission.commit(_name(verdict)[:3], verdict.header.counter)
-        fleet = FleetState()
-        for verdict in verdicts:
-            if verdict.repeat:
-                admission.settle_repeat(verdict, stored.get(_name(verdict)))
-            if verdict.reason is None:
-                require(verdict.sealed in self.made, "accepted, and not made by the honest sealer")
-                require(verdict.duplicate is (verdict.row is None), "accepted, and not stored")
-                require(not again or verdict.duplicate, "accepted a second time")
+        self,
+        admission: Admission,
+        stored: dict[CounterKey, Recorded],
+        message: bytes,
+        items: Sequence[Sealed],
+        *,
+        again: bool,
+    ) -> Batch:
+        admitted = admission.judge(message, b"", NOW_NS)
+        batch = admitted.batch
+        require(batch.count == len(items), "the envelope has other items than protobuf reads")
+        require(len(batch) == len(items) or batch.refused is not None, "an item was neither judged nor refused")
+        for index in range(len(batch)):
+            require(batch.sealed(index) == items[index], "an item has other bytes than protobuf reads")
+        self._store(admission, stored, admitted)
+        admission.settle(admitted, [stored.get(name) for name in admitted.lookups])
+        for index in range(len(batch)):
+            reason = batch.reason(index)
+            if reason is None:
+                require(items[index] in self.made, "accepted, and not made by the honest sealer")
+                require(batch.duplicate(index) is (index not in batch.accepted), "accepted, and not stored")
+                require(not again or batch.duplicate(index), "accepted a second time")
             else:
-                require(verdict.reason.vouched, "a reason from before the seal for one whose seal holds")
-            fleet.record(verdict, 1, NOW_NS)
+                require(reason.vouched, "a reason from before the seal for one whose seal holds")
+        fleet = FleetState()
+        fleet.record(admitted, 1, NOW_NS)
         for state in fleet.vantages.values():
             state.summary(connected=True).SerializeToString()
-        return verdicts
+        self._check_acks(batch)
+        return batch
+
+    def _store(self, admission: Admission, stored: dict[CounterKey, Recorded], admitted: Admitted) -> None:
+        """As the store does: runs first, then what is looked up."""
+        leaves, hashes = admitted.batch.leaves()
+        require(len(hashes) == 32 * len(admitted.batch.accepted), "a leaf that is no accepted snapshot")
+        for run in admitted.runs:
+            for entry in entries_of(run.entries, run.leaf, run.offset):
+                lane = run.vantage_id, run.epoch_id, run.lane
+                highest = max((name[3] for name in stored if name[:3] == lane), default=-1)
+                require(entry.counter > highest, "a counter was taken again")
+                digest = entry.digest
+                if entry.place is not None:
+                    at = entry.place.offset
+                    digest = sealed_of(leaves[at : at + entry.place.size]).digest
+                stored[*lane, entry.counter] = Recorded(digest, entry.reason)
+        admission.commit(admitted.runs)
+
+    def _check_acks(self, batch: Batch) -> None:
+        answered = [ack for _, _, body in batch.acks() for ack in pb.Acks.FromString(body).acks]
+        require(len(answered) == len(batch), "an item without an answer, or with two")
+        statuses = [ack.status for ack in answered]
+        accepted, duplicates = pb.ACK_STATUS_ACCEPTED, pb.ACK_STATUS_DUPLICATE
+        require(statuses.count(accepted) == len(batch.accepted), "an answer other than the verdict")
+        require(statuses.count(duplicates) == sum(map(batch.duplicate, range(len(batch)))), "another answer")
 
 
-def _name(verdict: Verdict) -> tuple[str, int, int, int]:
-    header = verdict.header
+def _name(batch: Batch, index: int) -> CounterKey:
+    header = batch.header(index)
     return header.vantage_id, header.epoch_id, header.lane, header.counter
 
 
@@ -514,7 +543,7 @@ def _batch(items: Iterable[Sealed]) -> bytes:
 
 
 def _envelope(data: bytes) -> list[Sealed] | None:
-    """The items of a batch that a broker judges, None for one that ends the stream: the limits of Broker._answer."""
+    """The items of a batch that a broker judges, None for one that ends the stream: the limits of Broker._judge."""
     if len(data) > limits.MAX_MESSAGE_BYTES:
         return None
     try:
@@ -533,8 +562,18 @@ class Stranger(_Batches):
 
     def run(self, data: bytes) -> None:
         items = _envelope(data[1:])
-        if items is not None:
-            self.judge(self.worlds[data[0] % 2], items)
+        world = self.worlds[data[0] % 2] if data else self.worlds[0]
+        try:
+            if items is not None:
+                self.judge(world, data[1:], items)
+            else:
+                admission = Admission(world.broker, self.window, max_vantages=10)
+                require(not len(admission.judge(data[1:], b"", NOW_NS).batch), "judged what is outside the protocol")
+        except ValueError as error:
+            if "no Batch" not in str(error):
+                raise
+            # protobuf skips groups, which nobody writes; the gate refuses them.
+            require(items is None or any(octet & 7 in (3, 4) for octet in data[1:]), "refused what protobuf reads")
 
 
 class Insider(_Batches):
@@ -558,27 +597,31 @@ class Insider(_Batches):
             except (SealError, ValueError):
                 continue
         try:
-            for verdict in self.judge(world, items):
-                self._check(world, verdict)
+            batch = self.judge(world, _batch(items), items)
+            for index in range(len(batch)):
+                if index not in batch.repeats and batch.reason(index) not in _SPENDS_NOTHING:
+                    self._check(world, batch, index)
         finally:
             self.made = honest
 
-    def _check(self, world: World, verdict: Verdict) -> None:
+    def _check(self, world: World, batch: Batch, index: int) -> None:
         """What is new is judged as the gate's oracle and a second reading of the epochs say."""
-        header = verdict.header
-        if verdict.row is None:
-            return
+        header = batch.header(index)
         age = NOW_NS - header.time_ns
         past = self.window.live_past_ns if header.lane == Lane.LIVE else self.window.backfill_past_ns
         require(-self.window.future_ns <= age <= past, "a snapshot outside its window spent a counter")
         manifest = world.manifests[header.epoch_id - 1]
         require(manifest.from_ns <= header.time_ns < manifest.until_ns, "a snapshot outside its epoch")
-        body = verdict.sealed.body
+        body = batch.body(index)
         fields = oracle.Header(*header)
         expected = oracle.check_body(body, fields, self.window)
         if expected is None and snapshots.Snapshot.FromString(body).tick_period_ns < manifest.tick_ms * 10**6:
             expected = Why.INVALID_VALUE
-        require(verdict.reason == expected, f"judged {verdict.reason!r}, the oracle says {expected!r}")
+        reason = batch.reason(index)
+        require(reason == expected, f"judged {reason!r}, the oracle says {expected!r}")
+
+
+_SPENDS_NOTHING = (Why.STALE, Why.FUTURE, Why.EPOCH_RETIRED)
 
 
 class Baselines(Target):
@@ -1267,8 +1310,8 @@ def attack(name: str, runs: int, seed: int, found: Path, plant: str | None = Non
         words = [name, str(runs), str(seed), folder, str(found), *(["--plant", plant] if plant else [])]
         done = subprocess.run(
             [sys.executable, "-c", _CHILD, *words],
-            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, errors="replace",
-            check=False,
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'agent'}"},
+            capture_output=True, text=True, errors="replace", check=False,
         )  # fmt: skip
         written = Path(folder, "result.json")
         if done.returncode == 0 and written.exists():

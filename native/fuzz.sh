@@ -24,10 +24,10 @@ import build_hook
 from tests.trust import test_gate
 
 build_hook.write_schema()
-seeds = {"body": test_gate.SAMPLE, "header": test_gate.header_bytes(), "nothing": b""}
+seeds = {"body": test_gate.SAMPLE, "header": test_gate.header_bytes(), "nothing": b"", "message": test_gate.GOOD}
 for name, data in seeds.items():
     Path(sys.argv[1], name).write_bytes(data)
 END
 clang -std=c11 -g -O1 -Wall -Wextra -Werror -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
-    -Inative -Ibuild/native native/fuzz_gate.c native/header.c native/snapshot.c -lcrypto -o "$work/fuzz_gate"
+    -Inative -Ibuild/native native/fuzz_gate.c native/header.c native/snapshot.c native/envelope.c -lcrypto -o "$work/fuzz_gate"
 exec "$work/fuzz_gate" "$stop" -max_len=4096 -print_final_stats=1 -artifact_prefix="$work/" "$work/corpus"

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// libFuzzer target: header and body readers over any bytes, with address and undefined-behaviour sanitizers;
+// libFuzzer target: envelope, header and body readers over any bytes, with address and undefined-behaviour sanitizers;
 // native/fuzz.sh runs it. What is right is tested in tests/trust/test_gate.py; this looks for reads and arithmetic that
 // are not.
 #include <stdlib.h>
 
+#include "envelope.h"
 #include "header.h"
 #include "hmac.h"
 #include "snapshot.h"
@@ -18,6 +19,25 @@ static int is_printable_stub(void *context, struct span text)
     return text.at[text.size - 1] % 3 != 0;
 }
 
+static int inside(struct span outer, struct span inner)
+{
+    return !inner.size || (inner.at >= outer.at && inner.at + inner.size <= outer.at + outer.size);
+}
+
+static void read_message(struct span message)
+{
+    enum { MOST = 3 };
+    struct sealed items[MOST];
+    struct envelope envelope;
+    if (!read_envelope(message, &envelope, items, MOST))
+        return;
+    if (!inside(message, envelope.nonce))
+        abort();
+    for (size_t i = 0; i < envelope.count && i < MOST; i++)
+        if (!inside(message, items[i].header) || !inside(message, items[i].body) || !inside(message, items[i].tag))
+            abort();
+}
+
 static void read_body(struct span body)
 {
     // As native/fuzz.sh makes its first body, so that the fuzzer gets past the header's claims.
@@ -29,9 +49,15 @@ static void read_body(struct span body)
         .future_ns = 10000000000,
     };
     struct refusal first, again;
-    if (check_snapshot(body, &claims, is_printable_stub, NULL, &first) ||
-        check_snapshot(body, &claims, is_printable_stub, NULL, &again))
+    struct figures figures;
+    if (check_snapshot(body, &claims, is_printable_stub, NULL, &first, &figures) ||
+        check_snapshot(body, &claims, is_printable_stub, NULL, &again, &figures))
         abort();
+    if (!first.reason && (figures.surface_count > MAX_SURFACES || !inside(body, figures.lead)))
+        abort();
+    for (uint32_t i = 0; !first.reason && i < figures.surface_count; i++)
+        if (!inside(body, figures.surfaces[i].name) || !inside(body, figures.surfaces[i].farthest))
+            abort();
     if (first.reason != again.reason || first.detail != again.detail || (first.reason && !*first.detail))
         abort();
 }
@@ -52,6 +78,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct span input = {data, size};
+    read_message(input);
     read_body(input);
     read_sealed(input);
     return 0;

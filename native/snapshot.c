@@ -393,7 +393,7 @@ static void check_observation(struct check *check, struct span data, struct name
     *unchanged |= ticks != 0;
 }
 
-static void check_vector(struct check *check, struct span data)
+static void check_vector(struct check *check, struct span data, struct surface_figures *figures)
 {
     struct reader in = message(data, &COHERENCE_VECTOR);
     struct field field;
@@ -406,10 +406,13 @@ static void check_vector(struct check *check, struct span data)
             unit(check, real(&field));
             break;
         case COHERENCE_VECTOR_HAMILTONIAN:
-        case COHERENCE_VECTOR_S:
             finite(check, &field);
             break;
+        case COHERENCE_VECTOR_S:
+            figures->s = finite(check, &field);
+            break;
         case COHERENCE_VECTOR_FARTHEST:
+            figures->farthest = field.data;
             break;
         }
     }
@@ -468,7 +471,7 @@ static void check_posterior(struct check *check, struct span packed)
 }
 
 // *quiet: BAU before and after hysteresis.
-static void check_decision(struct check *check, struct span data, bool *quiet)
+static void check_decision(struct check *check, struct span data, struct surface_figures *figures, bool *quiet)
 {
     uint64_t phase = PHASE_UNSPECIFIED, raw_phase = PHASE_UNSPECIFIED;
     size_t axes = 0, vantages = 0;
@@ -487,7 +490,8 @@ static void check_decision(struct check *check, struct span data, bool *quiet)
             posterior = field.data;
             break;
         case DECISION_D2:
-            if (finite(check, &field) < 0.0)
+            figures->d2 = finite(check, &field);
+            if (figures->d2 < 0.0)
                 invalid(check, "a negative squared distance");
             break;
         case DECISION_PHI_D:
@@ -515,13 +519,16 @@ static void check_decision(struct check *check, struct span data, bool *quiet)
     if (phase == PHASE_UNSPECIFIED || phase > PHASE_LAST || raw_phase == PHASE_UNSPECIFIED || raw_phase > PHASE_LAST)
         invalid(check, "a phase that does not exist");
     *quiet = phase == PHASE_BAU && raw_phase == PHASE_BAU;
+    figures->phase = (uint8_t)phase;
     check_posterior(check, posterior);
     limit(check, axes, MAX_CONTRIBUTIONS, "too many contributions");
     limit(check, vantages, MAX_CONTRIBUTIONS, "too many contributions");
 }
 
-static void check_surface(struct check *check, struct span data, struct names *surfaces)
+static void check_surface(struct check *check, struct span data, struct names *surfaces,
+                          struct surface_figures *figures)
 {
+    *figures = (struct surface_figures){.phase = PHASE_UNSPECIFIED};
     struct span sorted[MAX_VANTAGES_PER_SURFACE];
     struct names vantages = {0, MAX_VANTAGES_PER_SURFACE, sorted};
     size_t count = 0;
@@ -532,12 +539,13 @@ static void check_surface(struct check *check, struct span data, struct names *s
         switch ((enum surface_field)field.number) {
         case SURFACE_NAME:
             add_name(check, surfaces, field.data);
+            figures->name = field.data;
             break;
         case SURFACE_VECTOR:
-            check_vector(check, field.data);
+            check_vector(check, field.data, figures);
             break;
         case SURFACE_DECISION:
-            check_decision(check, field.data, &quiet);
+            check_decision(check, field.data, figures, &quiet);
             break;
         case SURFACE_OBSERVATIONS:
             count++;
@@ -660,14 +668,17 @@ static void check_time(struct check *check, const struct claims *claims, uint64_
 }
 
 int check_snapshot(struct span body, const struct claims *claims, is_printable *printable, void *context,
-                   struct refusal *out)
+                   struct refusal *out, struct figures *figures)
 {
+    struct surface_figures beyond; // of surfaces over the limit
     struct check check = {printable, context, false, NO_FAULT, ""};
     struct span sorted_surfaces[MAX_SURFACES], sorted_extensions[MAX_EXTENSIONS];
     struct names surfaces = {0, MAX_SURFACES, sorted_surfaces}, extensions = {0, MAX_EXTENSIONS, sorted_extensions};
     size_t surface_count = 0, extension_count = 0, baseline_count = 0;
     uint64_t schema_version = 0, tick = 0, time_ns = 0, period_ns = 0;
     struct span vantage_id = {NULL, 0};
+    figures->lateness_ns = 0;
+    figures->lead = vantage_id;
     struct reader in = message(body, &SNAPSHOT);
     struct field field;
     while (next(&check, &in, &field)) {
@@ -688,12 +699,17 @@ int check_snapshot(struct span body, const struct claims *claims, is_printable *
             period_ns = field.value;
             break;
         case SNAPSHOT_LATENESS_NS:
-        case SNAPSHOT_AGENT_VERSION:
+            figures->lateness_ns = field.value;
+            break;
         case SNAPSHOT_LEAD:
+            figures->lead = field.data;
+            break;
+        case SNAPSHOT_AGENT_VERSION:
             break;
         case SNAPSHOT_SURFACES:
+            check_surface(&check, field.data, &surfaces,
+                          surface_count < MAX_SURFACES ? &figures->surfaces[surface_count] : &beyond);
             surface_count++;
-            check_surface(&check, field.data, &surfaces);
             break;
         case SNAPSHOT_LOSSES:
             check_losses(&check, field.data);
@@ -718,6 +734,9 @@ int check_snapshot(struct span body, const struct claims *claims, is_printable *
     limit(&check, surface_count, MAX_SURFACES, "too many surfaces");
     limit(&check, baseline_count, MAX_BASELINES, "too many baselines");
     limit(&check, extension_count, MAX_EXTENSIONS, "too many extensions");
+    figures->tick_period_ns = period_ns;
+    figures->baselines = (uint32_t)baseline_count;
+    figures->surface_count = (uint32_t)(surface_count < MAX_SURFACES ? surface_count : MAX_SURFACES);
     *out = (struct refusal){REASONS[check.fault], check.detail};
     return 0;
 }

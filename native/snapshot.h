@@ -29,11 +29,26 @@ struct claims {
     uint64_t past_ns, future_ns;
 };
 
+// What an accepted body says, as far as a broker looks at every one. Spans point into the body. Without a decision, the
+// phase is PHASE_UNSPECIFIED and d2 0.
+struct surface_figures {
+    struct span name, farthest;
+    uint8_t phase;
+    double d2, s;
+};
+
+struct figures {
+    uint64_t tick_period_ns, lateness_ns;
+    struct span lead;
+    uint32_t baselines, surface_count;
+    struct surface_figures surfaces[MAX_SURFACES];
+};
+
 // Whether text of valid UTF-8 that is not all ASCII can be printed: 1, 0, or -1 to stop with an error of the caller's.
 typedef int is_printable(void *context, struct span text);
 
-// Returns 0, or -1 where `printable` did; `out` has reason 0 for a body that is accepted.
+// Returns 0, or -1 where `printable` did; `out` has reason 0 for a body that is accepted. Only then `figures` count.
 int check_snapshot(struct span body, const struct claims *claims, is_printable *printable, void *context,
-                   struct refusal *out);
+                   struct refusal *out, struct figures *figures);
 
 #endif

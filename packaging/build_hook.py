@@ -40,7 +40,7 @@ CFLAGS = ["-target", "bpf", "-mcpu=v3", "-g", "-O2", "-Wall", "-Werror", "-D__TA
 NATIVE_CFLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2"]
 NATIVE_CFLAGS += ["-fPIC", "-fvisibility=hidden", "-DPy_LIMITED_API=0x030b0000"]
 NATIVE_LINK = ["-shared", "-Wl,-z,relro,-z,now,--as-needed", "-lcrypto"]
-NATIVE_SOURCES = ["header.c", "snapshot.c", "gate.c"]
+NATIVE_SOURCES = ["header.c", "snapshot.c", "envelope.c", "gate.c"]
 ABI_TAG = "cp311-abi3"
 
 

@@ -2,9 +2,9 @@
 import time
 
 import pytest
-from wire_samples import SECOND, Host, broker_epochs, new_host, new_site, snapshot
+from wire_samples import NONCE, SECOND, Host, broker_epochs, message, new_host, new_site, snapshot
 
-from mvps.broker.admission import Admission, Verdict
+from mvps.broker.admission import Admission, Admitted
 from mvps.trust.reasons import RejectReason
 from mvps.trust.replay import Recorded, Window
 from mvps.trust.seal import Lane, Purpose, Sealed, SealError
@@ -14,23 +14,28 @@ def admission(host: Host, max_vantages: int = 10) -> Admission:
     return Admission(broker_epochs(host.site), Window(), max_vantages=max_vantages)
 
 
-def one(decides: Admission, sealed: Sealed, now_ns: int | None = None) -> Verdict:
-    verdicts, refused = decides.judge([sealed], now_ns or time.time_ns())
-    if refused is not None:
-        raise refused
-    return verdicts[0]
+def one(decides: Admission, sealed: Sealed, now_ns: int | None = None) -> Admitted:
+    admitted = decides.judge(message(sealed), b"", now_ns or time.time_ns())
+    if admitted.batch.refused is not None:
+        raise SealError(*admitted.batch.refused)
+    return admitted
+
+
+def reason_of(admitted: Admitted) -> RejectReason | None:
+    return admitted.batch.reason(0)
 
 
 def test_accepted() -> None:
     host = new_host()
-    verdict = one(admission(host), host.seal())
-    assert verdict.reason is None
-    assert verdict.row is not None
-    assert verdict.row.sealed is verdict.sealed
-    assert verdict.snapshot is not None
+    sealed = host.seal()
+    admitted = one(admission(host), sealed)
+    assert reason_of(admitted) is None
+    assert admitted.batch.accepted == [0]
+    assert admitted.parcel.leaves == b"".join(sealed)
+    assert admitted.lookups == []
 
 
-def test_a_seal_of_another_purpose_is_raised_and_counted() -> None:
+def test_a_seal_of_another_purpose_is_refused_and_counted() -> None:
     host = new_host()
     decides = admission(host)
     with pytest.raises(SealError):
@@ -38,7 +43,7 @@ def test_a_seal_of_another_purpose_is_raised_and_counted() -> None:
     assert decides.rejected == {RejectReason.WRONG_PURPOSE: 1}
 
 
-def test_another_key_is_raised_and_counted() -> None:
+def test_another_key_is_refused_and_counted() -> None:
     host, stranger = new_host(), new_host()
     decides = admission(host)
     with pytest.raises(SealError):
@@ -57,9 +62,9 @@ def test_another_key_is_raised_and_counted() -> None:
 def test_clock_window_leaves_nothing_to_store(age_s: int, lane: Lane, reason: RejectReason) -> None:
     host = new_host()
     decides = admission(host)
-    sealed = host.seal(lane=lane, clock=lambda: time.time_ns() - age_s * SECOND)
-    verdict = one(decides, sealed)
-    assert (verdict.reason, verdict.row) == (reason, None)
+    admitted = one(decides, host.seal(lane=lane, clock=lambda: time.time_ns() - age_s * SECOND))
+    assert reason_of(admitted) is reason
+    assert (admitted.parcel.leaves, admitted.runs[0].entries) == (b"", b"")
     assert decides.rejected == {reason: 1}
 
 
@@ -67,48 +72,59 @@ def test_backfill_may_be_old() -> None:
     host = new_host()
     tick = time.time_ns() // SECOND - 3600
     sealed = host.seal(tick=tick, lane=Lane.BACKFILL, clock=lambda: tick * SECOND)
-    assert one(admission(host), sealed).reason is None
+    assert reason_of(one(admission(host), sealed)) is None
 
 
 def test_a_bad_body_spends_its_counter_and_is_stored() -> None:
     host = new_host()
     decides = admission(host)
-    verdict = one(decides, host.seal(b"garbage"))
-    assert verdict.reason is RejectReason.MALFORMED
-    assert verdict.row is not None
-    assert verdict.row.reason is RejectReason.MALFORMED
-    assert one(decides, verdict.sealed).repeat
+    sealed = host.seal(b"garbage")
+    admitted = one(decides, sealed)
+    assert reason_of(admitted) is RejectReason.MALFORMED
+    assert (admitted.parcel.leaves, len(admitted.runs[0].entries)) == (b"", 24 + 32)
+    assert one(decides, sealed).batch.repeats == [0]
 
 
 def test_body_of_another_vantage_is_refused() -> None:
     host = new_host()
-    verdict = one(admission(host), host.seal(snapshot("host-2")))
-    assert verdict.reason is RejectReason.HEADER_MISMATCH
+    assert reason_of(one(admission(host), host.seal(snapshot("host-2")))) is RejectReason.HEADER_MISMATCH
+
+
+def test_a_tick_faster_than_the_epochs_is_refused() -> None:
+    host = new_host()
+    decides = admission(host)
+    body = snapshot(tick=2 * (time.time_ns() // SECOND))
+    body.tick_period_ns = SECOND // 2
+    body.tick_time_ns = body.tick * body.tick_period_ns
+    admitted = one(decides, host.seal(body, tick=body.tick))
+    assert reason_of(admitted) is RejectReason.INVALID_VALUE
+    assert admitted.runs[0].entries
+    assert decides.rejected == {RejectReason.INVALID_VALUE: 1}
 
 
 def test_repeats_are_judged_by_the_record_and_counted_once() -> None:
     host = new_host()
     decides = admission(host)
     now = time.time_ns()
-    first = one(decides, host.seal(), now)
+    first = host.seal()
+    one(decides, first, now)
 
-    again = one(decides, first.sealed, now)
-    decides.settle_repeat(again, Recorded(first.sealed.digest, None))
-    assert (again.duplicate, again.reason, again.row) == (True, None, None)
+    def settled(sealed: Sealed, recorded: Recorded | None) -> tuple[bool, RejectReason | None]:
+        again = one(decides, sealed, now)
+        (name,) = again.lookups
+        assert name[0] == "host-1"
+        decides.settle(again, [recorded])
+        assert again.parcel.leaves == again.runs[0].entries == b""
+        return again.batch.duplicate(0), reason_of(again)
 
-    rejected = one(decides, first.sealed, now)
-    decides.settle_repeat(rejected, Recorded(first.sealed.digest, RejectReason.INVALID_VALUE))
-    assert (rejected.duplicate, rejected.reason) == (False, RejectReason.INVALID_VALUE)
+    assert settled(first, Recorded(first.digest, None)) == (True, None)
+    invalid = RejectReason.INVALID_VALUE
+    assert settled(first, Recorded(first.digest, invalid)) == (False, invalid)
     assert decides.rejected == {}
-
     host.counter.value -= 1
-    other = one(decides, host.seal(snapshot(tick=first.header.tick - 1), tick=first.header.tick - 1), now)
-    decides.settle_repeat(other, Recorded(first.sealed.digest, None))
-    assert other.reason is RejectReason.EQUIVOCATION
-
-    unknown = one(decides, first.sealed, now)
-    decides.settle_repeat(unknown, None)
-    assert unknown.reason is RejectReason.REPLAYED
+    other = host.seal(snapshot(tick=1), tick=1)
+    assert settled(other, Recorded(first.digest, None)) == (False, RejectReason.EQUIVOCATION)
+    assert settled(first, None) == (False, RejectReason.REPLAYED)
     assert decides.rejected == {RejectReason.EQUIVOCATION: 1, RejectReason.REPLAYED: 1}
 
 
@@ -118,52 +134,73 @@ def test_vantages_have_a_limit() -> None:
     one(decides, host.seal())
     with pytest.raises(SealError, match="raise max_vantages"):
         one(decides, Host(host.site, "host-2").seal())
-    assert one(decides, host.seal()).reason is None
+    assert reason_of(one(decides, host.seal())) is None
 
 
 def test_what_follows_a_forged_item_spends_no_counter() -> None:
     host = new_host()
     decides = admission(host)
     first, second, last = host.seal(), host.seal(), host.seal()
-    verdicts, refused = decides.judge([first, second._replace(tag=bytes(32)), last], time.time_ns())
-    assert [verdict.sealed for verdict in verdicts] == [first]
-    assert refused is not None
-    assert refused.reason is RejectReason.BAD_SEAL
+    batch = decides.judge(message(first, second._replace(tag=bytes(32)), last), b"", time.time_ns()).batch
+    assert [batch.sealed(index) for index in range(len(batch))] == [first]
+    assert batch.refused is not None
+    assert batch.refused.reason is RejectReason.BAD_SEAL
     assert decides.rejected == {RejectReason.BAD_SEAL: 1}
-    verdicts, refused = decides.judge([second, last], time.time_ns())
-    assert [verdict.reason for verdict in verdicts] == [None, None]
-
-
-def test_a_tick_faster_than_the_epochs_is_refused() -> None:
-    host = new_host()
-    body = snapshot(tick=2 * (time.time_ns() // SECOND))
-    body.tick_period_ns = SECOND // 2
-    body.tick_time_ns = body.tick * body.tick_period_ns
-    verdict = one(admission(host), host.seal(body, tick=body.tick))
-    assert verdict.reason is RejectReason.INVALID_VALUE
-    assert verdict.row is not None
+    assert decides.judge(message(second, last), b"", time.time_ns()).batch.accepted == [0, 1]
 
 
 def test_a_failed_commit_is_forgotten() -> None:
     host = new_host()
     decides = admission(host)
     sealed = host.seal()
-    assert one(decides, sealed).row is not None
-    assert one(decides, sealed).repeat
+    assert one(decides, sealed).batch.accepted == [0]
+    assert one(decides, sealed).batch.repeats == [0]
     decides.rewind()
-    verdict = one(decides, sealed)
-    assert verdict.row is not None
-    decides.commit((host.vantage_id, host.epoch_id, Lane.LIVE), verdict.header.counter)
+    admitted = one(decides, sealed)
+    assert admitted.batch.accepted == [0]
+    decides.commit(admitted.runs)
     decides.rewind()
-    assert one(decides, sealed).repeat
+    again = one(decides, sealed)
+    assert again.batch.repeats == [0]
+    decides.commit(again.runs)  # nothing of it is new
 
 
 def test_what_fails_on_the_way_spends_no_counter(monkeypatch: pytest.MonkeyPatch) -> None:
     host = new_host()
     decides = admission(host)
-    sealed = host.seal()
-    monkeypatch.setattr(Admission, "_mismatch", lambda *_: 1 // 0)
+    body = snapshot()
+    body.baselines.add(id="44136fa355b3678a", surface="kernel", json=b"{}")
+    sealed = host.seal(body)
+    monkeypatch.setattr("mvps.broker.admission._baselines", lambda body: 1 // 0)
     with pytest.raises(ZeroDivisionError):
-        decides.judge([sealed], time.time_ns())
+        decides.judge(message(sealed), b"", time.time_ns())
     monkeypatch.undo()
-    assert one(decides, sealed).row is not None
+    admitted = one(decides, sealed)
+    assert admitted.batch.accepted == [0]
+    assert [kept.json for kept in admitted.baselines] == [b"{}"]
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"\x0a\x10"])
+def test_bytes_that_are_no_batch_are_refused_before_anything_is_judged(bad: bytes) -> None:
+    host = new_host()
+    decides = admission(host)
+    good = message(host.seal())
+    with pytest.raises(ValueError, match="no Batch"):
+        decides.judge(good + bad, b"", time.time_ns())
+    assert decides.judge(good, b"", time.time_ns()).batch.accepted == [0]
+
+
+def test_another_nonce_or_too_many_items_are_not_judged() -> None:
+    host = new_host()
+    decides = admission(host)
+    sealed = host.seal()
+    for given, nonce, count in (
+        (message(sealed, nonce=bytes(16)), NONCE, 1),
+        (message(sealed, nonce=b""), b"", 1),
+        (message(sealed, nonce=bytes(17)), b"", 1),
+        (message(*[sealed] * 257), b"", 257),
+    ):
+        batch = decides.judge(given, nonce, time.time_ns()).batch
+        assert (len(batch), batch.count, batch.refused) == (0, count, None)
+    assert decides.rejected == {}
+    assert decides.judge(message(sealed), NONCE, time.time_ns()).batch.accepted == [0]

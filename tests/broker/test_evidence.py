@@ -4,22 +4,21 @@
 import asyncio
 import os
 import struct
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from wire_samples import new_host
+from wire_samples import new_host, parcel, row
 
 from mvps.broker.evidence import Evidence, Signing
-from mvps.broker.store import Row, Store
+from mvps.broker.store import Store
 from mvps.trust.audit import Trusted, audit
 from mvps.trust.checkpoint import Distances, parse_checkpoint
 from mvps.trust.evidence_log import EvidenceError, EvidenceLog, LogFiles, leaf_of
 from mvps.trust.keys import Kind, SecretKey
 from mvps.trust.note import COSIGNATURE_V1, ED25519, NoteKey, parse_note, verified
-from mvps.trust.seal import Sealed, parse_header
+from mvps.trust.seal import Sealed
 from mvps.trust.witness import Witness
 from mvps.witness.heads import HeadsFile
 from mvps.witness.server import WitnessServer
@@ -115,8 +114,7 @@ async def test_checkpoints_of_a_store_that_is_written_to_meanwhile(tmp_path: Pat
         async with running(Evidence(store.evidence, signing(1, 0), urls=urls, period_s=NEVER)) as evidence:
             waiting = []
             for i in range(40):
-                rows = [accepted(host.seal()) for _ in range(i % 9)]
-                waiting.append(store.submit(rows, store.fence))
+                waiting.append(store.submit(parcel(*(row(host) for _ in range(i % 9))), store.fence))
                 if i % 4 == 3:
                     await waiting[-4]
                 await evidence.close_bundle(1_795_264_490 + i)
@@ -129,11 +127,6 @@ async def test_checkpoints_of_a_store_that_is_written_to_meanwhile(tmp_path: Pat
     assert result.holds, result.findings
     assert result.size == result.cosigned_size == result.leaves == sum(i % 9 for i in range(40))
     assert result.checkpoints > 1
-
-
-def accepted(sealed: Sealed) -> Row:
-    header = parse_header(sealed.header)
-    return Row(header.vantage_id, header.epoch_id, header.lane, header.counter, 0, time.time_ns(), None, False, sealed)
 
 
 async def test_without_an_epoch_nothing_is_signed(tmp_path: Path) -> None:

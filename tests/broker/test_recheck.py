@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decisions of a real SurfaceModel, through a snapshot and back."""
 
+import asyncio
 import itertools
+import time
 
 import numpy as np
 import pytest
-from wire_samples import Host, broker_epochs, new_host, snapshot
+from wire_samples import Host, broker_epochs, message, new_host, snapshot
 
 from mvps.broker.admission import Admission
-from mvps.broker.recheck import DecisionCheck
-from mvps.broker.store import Kept
+from mvps.broker.recheck import DecisionCheck, Rechecker
+from mvps.broker.store import CounterKey, Kept
 from mvps.coherence.model import ModelSettings, SurfaceModel
 from mvps.coherence.observation import HIST_BINS, Observation, Scale
-from mvps.trust.gate import check_body
 from mvps.trust.replay import Window
-from mvps.trust.seal import parse_header
 from mvps.v1 import snapshot_pb2 as pb
 
 SCALE = Scale("ns", 1024.0, 1e5)
@@ -75,6 +75,14 @@ def test_honest_decisions_agree(model: SurfaceModel, worse: float) -> None:
     assert DecisionCheck([kept(model)]).agrees("host-1", reported(model, worse)) is True
 
 
+def test_a_heartbeat_is_neither_right_nor_wrong(model: SurfaceModel) -> None:
+    surface = reported(model, 8.0)
+    surface.observations[0].ClearField("distribution")
+    assert DecisionCheck([kept(model)]).agrees("host-1", surface) is False  # what is merely missing
+    surface.observations[0].unchanged_ticks = 3
+    assert DecisionCheck([kept(model)]).agrees("host-1", surface) is None
+
+
 def test_each_part_that_is_changed_shows(model: SurfaceModel) -> None:
     check = DecisionCheck([kept(model)])
     for change in (
@@ -99,22 +107,61 @@ def test_without_the_vantages_own_baseline_nothing_is_said(model: SurfaceModel) 
     assert check.agrees("host-2", surface) is None
 
 
-def test_a_mismatch_is_flagged_and_the_snapshot_accepted(model: SurfaceModel) -> None:
-    host: Host = new_host()
-    body = snapshot()
+class Looked:
+    """A rechecker with what it was offered."""
+
+    def __init__(self, model: SurfaceModel, share: float = 1.0) -> None:
+        self.host: Host = new_host()
+        self.found: list[CounterKey] = []
+        self.checks = Rechecker([kept(model)], share=share, on_mismatch=self.found.append)
+        self._decides = Admission(broker_epochs(self.host.site), Window(), max_vantages=1)
+
+    def offer(self, *surfaces: pb.Surface) -> None:
+        sealed = []
+        for surface in surfaces:
+            body = snapshot()
+            body.surfaces[0].CopyFrom(surface)
+            sealed.append(self.host.seal(body, tick=body.tick))
+        batch = self._decides.judge(message(*sealed), b"", time.time_ns()).batch
+        assert len(batch.accepted) == len(surfaces)
+        self.checks.offer(batch)
+
+    async def until_idle(self) -> None:
+        running = asyncio.create_task(self.checks.run())
+        while not self.checks.idle:
+            await asyncio.sleep(0.001)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_mismatch_is_flagged_after_the_snapshot_was_accepted(model: SurfaceModel) -> None:
+    looked = Looked(model)
+    good, bad = reported(model, 1.0), reported(model, 1.0)
+    bad.decision.d2 += 1.0
+    looked.offer(good, bad)
+    assert looked.found == []
+    await looked.until_idle()
+    assert looked.found == [("host-1", looked.host.epoch_id, 1, looked.host.counter.value - 1)]
+    assert looked.checks.decisions == {"checked": 2, "mismatch": 1, "unchecked": 0}
+
+
+async def test_what_is_not_looked_at_is_counted_and_drawn_by_chance(
+    model: SurfaceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvps.broker.recheck._POOL_ITEMS", 4)
+    chosen = set()
     surface = reported(model, 1.0)
-    surface.decision.d2 += 1.0
-    body.surfaces[0].CopyFrom(surface)
-    assert model.baseline is not None
-    body.baselines.add(id=model.baseline.baseline_id, surface="kernel", json=model.baseline.to_json())
-    sealed = host.seal(body, tick=body.tick)
-    assert check_body(sealed.body, parse_header(sealed.header), Window()) is None
-    decides = Admission(broker_epochs(host.site), Window(), max_vantages=1)
-    ((verdict,), _) = decides.judge([sealed], body.tick_time_ns + 10**9)
-    assert verdict.reason is None
-    assert verdict.row is not None
-    assert verdict.row.mismatch
-    assert decides.decisions == {"checked": 1, "mismatch": 1}
+    bad = pb.Surface.FromString(surface.SerializeToString())
+    bad.decision.d2 += 1.0
+    for _ in range(20):
+        looked = Looked(model)
+        looked.offer(*[bad] * 6)  # two too many
+        looked.offer(bad)  # takes the place of another
+        await looked.until_idle()
+        assert looked.checks.decisions == {"checked": 4, "mismatch": 4, "unchecked": 3}
+        chosen.add(tuple(sorted(counter for *_, counter in looked.found)))
+    assert len(chosen) > 1
+    assert any((1 << 32) + 6 in each for each in chosen)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,7 @@ async def test_accepted_duplicate_equivocation_replay(tmp_path: Path) -> None:
             "rejected.replayed": 1,
             "decisions.checked": 0,
             "decisions.mismatch": 0,
+            "decisions.unchecked": 0,
             "commit_failures": 0,
         }
 

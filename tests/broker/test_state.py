@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 import time
 
-from wire_samples import Host, broker_epochs, new_host, now_tick, snapshot
+import pytest
+from wire_samples import Host, broker_epochs, message, new_host, now_tick, snapshot
 
-from mvps.broker.admission import Admission, Verdict
+from mvps.broker.admission import Admission, Admitted
 from mvps.broker.state import FleetState
 from mvps.trust.reasons import RejectReason
-from mvps.trust.replay import Window
+from mvps.trust.replay import Recorded, Window
 from mvps.trust.seal import Lane
 
 
-def judge(decides: Admission, host: Host, tick: int, lane: Lane = Lane.LIVE) -> Verdict:
-    ((verdict,), _) = decides.judge([host.seal(snapshot(tick=tick), tick=tick, lane=lane)], time.time_ns())
-    return verdict
+def judge(decides: Admission, host: Host, *ticks: int, lane: Lane = Lane.LIVE) -> Admitted:
+    sealed = [host.seal(snapshot(tick=tick), tick=tick, lane=lane) for tick in ticks]
+    return decides.judge(message(*sealed), b"", time.time_ns())
 
 
 def setting() -> tuple[FleetState, Admission, Host]:
@@ -20,26 +21,37 @@ def setting() -> tuple[FleetState, Admission, Host]:
     return FleetState(), Admission(broker_epochs(host.site), Window(), max_vantages=9), host
 
 
-def test_counts_and_missed_ticks() -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_counts_and_missed_ticks(together: bool) -> None:
     fleet, decides, host = setting()
     tick = now_tick() - 10
-    for step in (0, 1, 4):
-        fleet.record(judge(decides, host, tick + step), 1, 99)
-    rejected = judge(decides, host, tick + 5)
-    rejected.reason = RejectReason.INVALID_VALUE
-    fleet.record(rejected, 1, 99)
+    ticks = [tick, tick + 1, tick + 4]
+    for some in [ticks] if together else [[each] for each in ticks]:
+        fleet.record(judge(decides, host, *some), 1, 99)
+    fleet.record(decides.judge(message(host.seal(b"garbage")), b"", time.time_ns()), 1, 99)
     state = fleet.vantages["host-1"]
-    assert (state.accepted, state.missed_ticks, dict(state.rejected)) == (3, 2, {RejectReason.INVALID_VALUE: 1})
+    assert (state.accepted, state.missed_ticks, dict(state.rejected)) == (3, 2, {RejectReason.MALFORMED: 1})
     assert state.latest is not None
-    assert state.latest.tick == tick + 4
-    assert state.summary(connected=True).rejected == {"invalid_value": 1}
+    assert state.latest.tick == state.tick == tick + 4
+    assert state.summary(connected=True).rejected == {"malformed": 1}
+
+
+def test_repeats_are_counted_when_they_are_settled() -> None:
+    fleet, decides, host = setting()
+    sealed = host.seal()
+    fleet.record(decides.judge(message(sealed), b"", time.time_ns()), 1, 99)
+    again = decides.judge(message(sealed, sealed), b"", time.time_ns())
+    decides.settle(again, [Recorded(sealed.digest, None), Recorded(bytes(32), None)])
+    fleet.record(again, 1, 99)
+    state = fleet.vantages["host-1"]
+    assert (state.accepted, state.duplicates, dict(state.rejected)) == (1, 1, {RejectReason.EQUIVOCATION: 1})
 
 
 def test_backfill_is_counted_and_does_not_become_the_latest() -> None:
     fleet, decides, host = setting()
     tick = now_tick()
     fleet.record(judge(decides, host, tick), 1, 99)
-    fleet.record(judge(decides, host, tick - 5, Lane.BACKFILL), 1, 99)
+    fleet.record(judge(decides, host, tick - 5, lane=Lane.BACKFILL), 1, 99)
     state = fleet.vantages["host-1"]
     assert state.accepted == 2
     assert state.latest is not None

@@ -11,17 +11,18 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from wire_samples import Host, new_host
+from wire_samples import new_host, parcel, row
 
-from mvps.broker.store import Kept, Row, Store, StoreError
+from mvps.broker.store import NOTHING, Kept, Row, Store, StoreError
 from mvps.trust.checkpoint import Checkpoint
 from mvps.trust.evidence_log import leaf_of
+from mvps.trust.gate import Run
 from mvps.trust.limits import MAX_BASELINES_KEPT
 from mvps.trust.merkle import Tree, included, leaf_hash
 from mvps.trust.note import Note, NoteSignature
 from mvps.trust.reasons import RejectReason
 from mvps.trust.replay import Recorded
-from mvps.trust.seal import Sealed, parse_header
+from mvps.trust.seal import Sealed
 
 Open = Callable[..., Store]
 
@@ -42,13 +43,9 @@ async def reopen(tmp_path: Path) -> AsyncIterator[Open]:
         store.close()
 
 
-def row(host: Host, *, reason: RejectReason | None = None, received_ns: int = 0, body: bytes | None = None) -> Row:
-    sealed = host.seal(body)
-    header = parse_header(sealed.header)
-    received = received_ns or time.time_ns()
-    return Row(
-        host.vantage_id, header.epoch_id, header.lane, header.counter, header.tick, received, reason, False, sealed
-    )
+def together(*rows: Row) -> list[Row]:
+    """The rows as they were received in one message."""
+    return [each._replace(received_ns=rows[0].received_ns) for each in rows]
 
 
 def stored(*rows: Row, first_leaf: int = 0) -> list[Row]:
@@ -58,7 +55,7 @@ def stored(*rows: Row, first_leaf: int = 0) -> list[Row]:
         leaf = None if each.reason else first_leaf
         first_leaf += each.reason is None
         sealed = Sealed(b"", b"", b"") if each.reason else each.sealed
-        found.append(each._replace(leaf=leaf, sealed=sealed, stored_digest=each.sealed.digest))
+        found.append(each._replace(leaf=leaf, sealed=sealed))
     return found
 
 
@@ -70,14 +67,14 @@ def files(store: Store) -> dict[str, bytes]:
 async def test_rows_survive_reopening(reopen: Open) -> None:
     host = new_host()
     rows = [row(host), row(host, reason=RejectReason.MALFORMED), row(host)]
-    await reopen().submit(rows, 0)
+    rows = together(*rows)
+    await reopen().submit(parcel(*rows), 0)
     store = reopen()
     assert store.replay_state() == {("host-1", rows[0].epoch_id, 1): rows[-1].counter}
     rows = stored(*rows)
-    assert store.history("host-1", 0, 10) == sorted(rows, key=lambda r: (r.received_ns, r.counter), reverse=True)
+    assert store.history("host-1", 0, 10) == rows[::-1]
     (known,) = store.vantages()
     assert (known.accepted, known.latest) == (2, rows[-1])
-    assert [r.digest for r in rows] == [r.stored_digest for r in rows]
     assert store.find("host-1", rows[1].epoch_id, 1, rows[1].counter) == rows[1]
     assert store.find("host-1", rows[1].epoch_id, 2, rows[1].counter) is None
 
@@ -85,7 +82,7 @@ async def test_rows_survive_reopening(reopen: Open) -> None:
 async def test_values_of_64_bits_survive(reopen: Open) -> None:
     extreme = row(new_host())._replace(counter=2**64 - 1, epoch_id=2**63, tick=2**64 - 1)
     store = reopen()
-    await store.submit([extreme], 0)
+    await store.submit(parcel(extreme), 0)
     assert store.history("host-1", 0, 1) == stored(extreme)
     assert store.replay_state() == {("host-1", 2**63, 1): 2**64 - 1}
 
@@ -93,7 +90,8 @@ async def test_values_of_64_bits_survive(reopen: Open) -> None:
 async def test_lookups_see_the_commit_they_came_with(reopen: Open) -> None:
     good, bad = row(new_host()), row(new_host("host-2"), reason=RejectReason.INVALID_VALUE)
     keys = [(r.vantage_id, r.epoch_id, r.lane, r.counter) for r in (good, bad)]
-    answers = await reopen().submit([good, bad], 0, (), [*keys, ("host-3", 0, 1, 1)])
+    answers: list[Recorded | None] = []
+    await reopen().submit(parcel(good, bad), 0, (), [*keys, ("host-3", 0, 1, 1)], then=answers.extend)
     assert answers == [
         Recorded(good.sealed.digest, None),
         Recorded(bad.sealed.digest, RejectReason.INVALID_VALUE),
@@ -102,7 +100,7 @@ async def test_lookups_see_the_commit_they_came_with(reopen: Open) -> None:
 
 
 async def test_database_is_private_and_has_one_owner(reopen: Open, tmp_path: Path) -> None:
-    await reopen().submit([row(new_host())], 0)
+    await reopen().submit(parcel(row(new_host())), 0)
     for path in tmp_path.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
     with pytest.raises(StoreError, match="another broker"):
@@ -111,13 +109,13 @@ async def test_database_is_private_and_has_one_owner(reopen: Open, tmp_path: Pat
 
 async def test_full_disk_fails_the_commit_and_everything_built_on_it(reopen: Open) -> None:
     failures: list[int] = []
-    committed: list[Row] = []
+    committed: list[Run] = []
     store = reopen(max_bytes=256 << 10, on_failure=lambda: failures.append(1), on_commit=committed.extend)
     host = new_host()
     first = row(host)
-    await store.submit([first], 0)
-    big = store.submit([row(host, body=os.urandom(300_000))], 0)
-    behind = store.submit([row(host)], 0)
+    await store.submit(parcel(first), 0)
+    big = store.submit(parcel(row(host, body=os.urandom(300_000))), 0)
+    behind = store.submit(parcel(row(host)), 0)
     for future in (big, behind):
         with pytest.raises(StoreError, match=r"cannot grow|send again"):
             await future
@@ -126,11 +124,11 @@ async def test_full_disk_fails_the_commit_and_everything_built_on_it(reopen: Ope
     assert store.evidence.head.size == 1
     assert len(failures) == 2
     with pytest.raises(StoreError, match="send again"):
-        await store.submit([row(host)], 0)
+        await store.submit(parcel(row(host)), 0)
     after = row(host)
-    await store.submit([after], store.fence)
+    await store.submit(parcel(after), store.fence)
     assert store.error == ""
-    assert committed == [first, after]
+    assert [run.last for run in committed] == [first.counter, after.counter]
     assert store.replay_state() == {("host-1", after.epoch_id, 1): after.counter}
 
 
@@ -140,11 +138,11 @@ async def test_locked_database_fails_and_recovers(reopen: Open, tmp_path: Path) 
     other.execute("BEGIN IMMEDIATE")
     before = files(store)
     with pytest.raises(StoreError, match="locked by another program"):
-        await store.submit([row(new_host())], store.fence)
+        await store.submit(parcel(row(new_host())), store.fence)
     assert files(store) == before
     other.execute("ROLLBACK")
     other.close()
-    await store.submit([row(new_host())], store.fence)
+    await store.submit(parcel(row(new_host())), store.fence)
     assert len(store.history("host-1", 0, 10)) == 1
 
 
@@ -152,9 +150,10 @@ async def test_retention_keeps_the_latest_of_each_vantage(reopen: Open) -> None:
     store = reopen(retention_s=100.0)
     long_ago = time.time_ns() - 1000 * 10**9
     host, silent = new_host(), new_host("silent")
-    await store.submit([row(host, received_ns=long_ago), row(silent, received_ns=long_ago), row(host)], 0)
+    for each in (row(host, received_ns=long_ago), row(silent, received_ns=long_ago), row(host)):
+        await store.submit(parcel(each), 0)
     store = reopen(retention_s=100.0)
-    await store.submit([row(host)], 0)  # prunes: the first commit after opening
+    await store.submit(parcel(row(host)), 0)  # prunes: the first commit after opening
     while len(store.history("host-1", 0, 10)) == 3:
         await asyncio.sleep(0.01)
     assert len(store.history("host-1", 0, 10)) == 2
@@ -167,7 +166,8 @@ async def test_history_is_bounded_and_newest_first(reopen: Open) -> None:
     start = time.time_ns()
     rows = [row(host, received_ns=start + i) for i in range(5)]
     store = reopen()
-    await store.submit(rows, 0)
+    for each in rows:
+        await store.submit(parcel(each), 0)
     rows = stored(*rows)
     assert store.history("host-1", start + 2, 2) == [rows[4], rows[3]]
     assert store.history("other", 0, 10) == []
@@ -176,7 +176,7 @@ async def test_history_is_bounded_and_newest_first(reopen: Open) -> None:
 async def test_baselines_are_kept_within_their_limit(reopen: Open) -> None:
     store = reopen()
     for i in range(MAX_BASELINES_KEPT + 3):
-        await store.submit([], 0, [Kept("host-1", f"{i:016x}", b"{}")])
+        await store.submit(NOTHING, 0, [Kept("host-1", f"{i:016x}", b"{}")])
     assert [kept.baseline_id for kept in reopen().baselines()] == [
         f"{i:016x}" for i in range(3, MAX_BASELINES_KEPT + 3)
     ]
@@ -207,8 +207,8 @@ async def test_accepted_snapshots_are_leaves_and_rejected_ones_are_not(reopen: O
     host = new_host()
     rows = [row(host), row(host, reason=RejectReason.MALFORMED), row(host), row(new_host("host-2"))]
     store = reopen()
-    await store.submit(rows[:2], 0)
-    await store.submit(rows[2:], 0)
+    await store.submit(parcel(*rows[:2]), 0)
+    await store.submit(parcel(*rows[2:]), 0)
     leaves = [leaf_of(each.sealed) for each in rows if each.reason is None]
     tree = Tree()
     tree.append(map(leaf_hash, leaves))
@@ -225,13 +225,37 @@ async def test_accepted_snapshots_are_leaves_and_rejected_ones_are_not(reopen: O
     assert rows[1].sealed.header not in on_disk
 
 
+async def test_a_mismatch_is_shown_with_its_snapshot(reopen: Open) -> None:
+    host = new_host()
+    rows = together(row(host), row(host))
+    store = reopen()
+    await store.submit(parcel(*rows), 0)
+    name = ("host-1", rows[0].epoch_id, 1, rows[0].counter)
+    await store.submit(NOTHING, 0, mismatches=[name, ("nobody", 1, 1, 1)])
+    assert [each.mismatch for each in reopen().history("host-1", 0, 10)] == [False, True]
+
+
+async def test_a_damaged_leaf_is_not_taken_for_an_equivocation(reopen: Open) -> None:
+    store = reopen()
+    good = row(new_host())
+    await store.submit(parcel(good), 0)
+    path = Path(f"{store._path}.evidence/leaves-{0:020d}")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    answers: list[Recorded | None] = []
+    await store.submit(NOTHING, 0, (), [(good.vantage_id, good.epoch_id, 1, good.counter)], then=answers.extend)
+    assert answers == [None]
+    assert store.error == ""
+
+
 async def test_accepted_snapshots_are_counted_over_groups(reopen: Open) -> None:
     host, other = new_host(), new_host("host-2")
     store = reopen()
-    await store.submit([row(host), row(other), row(host)], 0)
-    await store.submit([row(host), row(host, reason=RejectReason.MALFORMED), row(host)], 0)
+    await store.submit(parcel(row(host), row(other), row(host)), 0)
+    await store.submit(parcel(row(host), row(host, reason=RejectReason.MALFORMED), row(host)), 0)
     last = row(host)
-    await store.submit([last], 0)
+    await store.submit(parcel(last), 0)
     known = {each.vantage_id: each for each in reopen().vantages()}
     assert (known["host-1"].accepted, known["host-2"].accepted) == (5, 1)
     assert known["host-1"].latest.counter == last.counter
@@ -241,13 +265,13 @@ async def test_a_transaction_that_fails_takes_its_leaves_back(reopen: Open) -> N
     store = reopen()
     host = new_host()
     first = row(host)
-    await store.submit([first], 0)
+    await store.submit(parcel(first), 0)
     before = files(store)
     with pytest.raises(StoreError, match="UNIQUE"):
-        await store.submit([row(host), first], store.fence)
+        await store.submit(parcel(row(host), first), store.fence)
     assert files(store) == before
     following = row(host)
-    await store.submit([following], store.fence)
+    await store.submit(parcel(following), store.fence)
     store = reopen()
     assert store.history("host-1", 0, 10) == stored(first, following)[::-1]
 
@@ -258,10 +282,10 @@ async def test_retention_removes_segments_and_keeps_what_silent_vantages_said_la
     host, silent = new_host(), new_host("silent")
     last = row(silent, received_ns=long_ago)
     for each in (row(silent, received_ns=long_ago), last, row(host, received_ns=long_ago), row(host), row(host)):
-        await store.submit([each], 0)
+        await store.submit(parcel(each), 0)
     store = reopen(retention_s=100.0, segment_bytes=1)
     assert store.evidence.first == 0
-    await store.submit([row(host)], 0)  # prunes: the first commit after opening
+    await store.submit(parcel(row(host)), 0)  # prunes: the first commit after opening
     while store.evidence.first == 0:
         await asyncio.sleep(0.01)
     assert store.evidence.first == 3
@@ -277,15 +301,17 @@ async def test_retention_removes_segments_and_keeps_what_silent_vantages_said_la
         leaf = leaf_of(latest["silent"].sealed)
         assert included(leaf_hash(leaf), 1, reopened.evidence.head, reopened.evidence.inclusion(1, 6))
     store = reopen()
-    await store.submit([row(silent)], 0)
+    await store.submit(parcel(row(silent)), 0)
     with sqlite3.connect(store._path) as db:
-        assert db.execute("SELECT count(*) FROM vantages WHERE kept IS NOT NULL").fetchone() == (0,)
+        assert db.execute(
+            "SELECT count(*) FROM vantages v JOIN lanes l ON l.vantage = v.number AND l.latest = v.kept_run"
+        ).fetchone() == (0,)
     db.close()
 
 
 async def test_a_snapshot_changed_on_disk_is_not_shown(reopen: Open) -> None:
     store = reopen()
-    await store.submit([row(new_host())], 0)
+    await store.submit(parcel(row(new_host())), 0)
     path = Path(f"{store._path}.evidence/leaves-{0:020d}")
     data = bytearray(path.read_bytes())
     data[100] ^= 1
@@ -298,7 +324,7 @@ async def test_a_snapshot_changed_on_disk_is_not_shown(reopen: Open) -> None:
 
 async def test_a_lost_database_does_not_take_the_log_with_it(reopen: Open) -> None:
     store = reopen()
-    await store.submit([row(new_host())], 0)
+    await store.submit(parcel(row(new_host())), 0)
     text = Checkpoint("log", *store.evidence.head).text
     store.evidence.checkpoints.append(Note(text, (NoteSignature("log", b"key-", bytes(64)),)))
     store.close()
@@ -315,8 +341,7 @@ _SENDER = """
 import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_store import row
-from wire_samples import new_host
+from wire_samples import new_host, parcel, row
 from mvps.broker.store import Store
 
 async def main():
@@ -324,7 +349,7 @@ async def main():
     host = new_host()
     while True:
         rows = [row(host) for _ in range(7)]
-        await store.submit(rows, 0)
+        await store.submit(parcel(*rows), 0)
         print(rows[-1].counter, flush=True)
 
 asyncio.run(main())

@@ -15,6 +15,7 @@ from mvps.broker.bundle import Status
 from mvps.broker.server import Broker
 from mvps.broker.ticks import figures_of, severity
 from mvps.stream.client import StreamClient
+from mvps.trust import gate
 from mvps.trust.seal import Lane
 from mvps.v1 import snapshot_pb2 as pb
 
@@ -55,7 +56,7 @@ async def test_two_hosts_make_a_complete_bundle_and_one_host_one_with_a_name_mis
             ("host-2", Status.MISSING),
         ]
         assert partial.vantage_id == "host-2"
-        assert reports[0].figures == figures_of(snapshot("host-1", tick))
+        assert reports[0].figures == (pb.PHASE_BAU, "kernel", 1.5, 1.2, "")
     finally:
         for client in clients:
             await asyncio.to_thread(client.stop)
@@ -101,18 +102,12 @@ async def test_a_broker_without_history_closes_its_bundles_all_the_same(tmp_path
 
 
 def test_the_worst_surface_speaks_for_the_snapshot() -> None:
-    sample = snapshot()
-    kernel = sample.surfaces[0]
-    other = sample.surfaces.add()
-    other.CopyFrom(kernel)
-    other.name = "dataplane"
-    other.decision.phase = pb.PHASE_ALARM
-    other.decision.d2 = 0.5
-    other.vector.s = 9.0
-    sample.lead = "path"
-    assert figures_of(sample) == (pb.PHASE_ALARM, "dataplane", 1.5, 9.0, "path")
-    del sample.surfaces[:]
-    assert figures_of(sample) == (pb.PHASE_CALIBRATING, "", 0.0, 0.0, "path")
+    kernel = gate.SurfaceFigures("kernel", pb.PHASE_BAU, 1.5, 1.2, "mm")
+    paths = gate.SurfaceFigures("dataplane", pb.PHASE_ALARM, 0.5, 9.0, "path")
+    calibrating = gate.SurfaceFigures("fleet", 0, 0.0, 12.0, "")
+    said = gate.Figures(SECOND, 0, "path", (kernel, paths, calibrating))
+    assert figures_of(said) == (pb.PHASE_ALARM, "dataplane", 1.5, 12.0, "path")
+    assert figures_of(gate.Figures(SECOND, 0, "", (calibrating,))) == (pb.PHASE_CALIBRATING, "", 0.0, 12.0, "")
 
 
 def test_every_phase_has_a_rank_of_its_own() -> None:

@@ -13,12 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvps.broker.settings import BrokerSettings
+from mvps.broker.store import Parcel, Row
 from mvps.trust.epochs import Epochs
+from mvps.trust.evidence_log import leaf_of
+from mvps.trust.gate import Run
 from mvps.trust.keys import SecretKey, load_key
+from mvps.trust.limits import NONCE_BYTES
 from mvps.trust.manifest import Profile
-from mvps.trust.seal import Lane, Purpose, Sealed, Sealer, Verifier
+from mvps.trust.merkle import leaf_hash
+from mvps.trust.reasons import RejectReason
+from mvps.trust.seal import Lane, Purpose, Sealed, Sealer, Verifier, parse_header
 from mvps.trust.solo import Site, make_site
 from mvps.v1 import snapshot_pb2 as pb
+from mvps.v1 import stream_pb2
 
 SECOND = 10**9
 
@@ -116,6 +123,73 @@ class Host:
 
     def acks(self) -> Verifier:
         return Verifier(self.epochs, Purpose.CONTROL)
+
+
+def row(host: Host, *, reason: RejectReason | None = None, received_ns: int = 0, body: bytes | None = None) -> Row:
+    sealed = host.seal(body)
+    header = parse_header(sealed.header)
+    received = received_ns or time.time_ns()
+    return Row(
+        host.vantage_id,
+        header.epoch_id,
+        header.lane,
+        header.counter,
+        header.tick,
+        received,
+        reason,
+        False,
+        sealed,
+        None,
+        sealed.digest,
+    )
+
+
+def parcel(*rows: Row) -> Parcel:
+    """One message that brings these rows; native/gate.c packs it so, and test_gate.py in tests/trust holds it to it."""
+    groups: dict[tuple[str, int, int], list[Row]] = {}
+    for each in rows:
+        groups.setdefault((each.vantage_id, each.epoch_id, each.lane), []).append(each)
+    runs: list[Run] = []
+    leaves: list[bytes] = []
+    for key, group in groups.items():
+        good = [leaf_of(each.sealed) for each in group if each.reason is None]
+        entries = [
+            struct.pack("<QQIB3x", r.counter, r.tick, 0 if r.reason else r.sealed.size, r.reason or 0) for r in group
+        ]
+        entries += [each.digest for each in group if each.reason]
+        place = (len(leaves), sum(map(len, leaves)))
+        counters = [each.counter for each in group]
+        runs.append(
+            Run(
+                *key,
+                items=len(group),
+                accepted=len(good),
+                refusals=[each.reason for each in group if each.reason],
+                highest=max(counters),
+                last=counters[-1],
+                entries=b"".join(entries),
+                leaf=place[0],
+                offset=place[1],
+                newest=-1,
+                first_tick=0,
+                first_period_ns=0,
+                tick=0,
+                period_ns=0,
+                missed=0,
+                d2=-1.0,
+            )
+        )
+        leaves += good
+    return Parcel(runs, b"".join(leaves), b"".join(map(leaf_hash, leaves)), rows[0].received_ns if rows else 0)
+
+
+NONCE = bytes(range(NONCE_BYTES))
+
+
+def message(*items: Sealed, nonce: bytes = NONCE) -> bytes:
+    """A message of a stream."""
+    sealed = [stream_pb2.SealedSnapshot(header=h, body=b, tag=t) for h, b, t in items]
+    return stream_pb2.Batch(stream_nonce=nonce, items=sealed).SerializeToString()
 
 
 def new_site(folder: Path | None = None, *names: str, profile: Profile = Profile.CWT) -> Site:

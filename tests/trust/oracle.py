@@ -146,6 +146,7 @@ class Held(NamedTuple):
     from_ns: int
     until_ns: int
     retire_ns: int
+    tick_ns: int
 
 
 class Verdict(NamedTuple):
@@ -188,7 +189,10 @@ class Gate:
         if late is not None:
             return Verdict(header, False, late)
         self._highest[key] = header.counter
-        return Verdict(header, True, self._check(sealed[1], header, self._window))
+        reason = self._check(sealed[1], header, self._window)
+        if reason is None and held.tick_ns and pb.Snapshot.FromString(sealed[1]).tick_period_ns < held.tick_ns:
+            reason = RejectReason.INVALID_VALUE
+        return Verdict(header, True, reason)
 
     def commit(self, vantage_id: str, epoch_id: int, lane: int, counter: int) -> None:
         """The store has ``counter``."""

@@ -88,7 +88,7 @@ def verify(epochs: Epochs, sealed: Sealed) -> SealHeader:
 def judge(epochs: Epochs, header: SealHeader, now_ns: int) -> RejectReason | None:
     """The gate's rule about epochs, as tests/trust/oracle.py has it, with these epochs' times."""
     try:
-        from_ns, until_ns, retire_ns = epochs.validity(header.epoch_id)
+        from_ns, until_ns, retire_ns, _ = epochs.validity(header.epoch_id)
     except SealError:
         return RejectReason.EPOCH_RETIRED
     retired = header.lane == Lane.LIVE and (header.time_ns >= retire_ns or now_ns - LIVE_PAST >= retire_ns)

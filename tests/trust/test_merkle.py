@@ -310,3 +310,19 @@ def test_proofs_read_few_nodes() -> None:
     asked.clear()
     consistency_proof(size // 3, size, count)
     assert len(asked) <= 2 * 40
+
+
+@given(st.lists(st.integers(0, 40), max_size=6))
+def test_many_leaves_at_a_time_give_the_same_tree(counts: list[int]) -> None:
+    one, many = Tree(), Tree()
+    leaf = 0
+    for count in counts:
+        hashes = [leaf_hash(bytes([leaf + i & 255])) for i in range(count)]
+        leaf += count
+        assert many.extend(b"".join(hashes)) == b"".join(one.append(hashes))
+        assert many.head == one.head
+
+
+def test_a_part_of_a_hash_is_no_leaf() -> None:
+    with pytest.raises(ValueError, match="32 bytes"):
+        Tree().extend(bytes(33))

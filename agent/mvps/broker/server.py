@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The broker's gRPC server: streams of sealed snapshots in, sealed acknowledgements out, and queries.
 
-One event loop, one writer thread for the store, no thread per stream. A stream has one batch in work at a
-time, which is its flow control: gRPC stops reading from a sender whose batch is not committed yet.
+One event loop, one writer thread for the store, no thread per stream. A message stays bytes: native code reads the
+envelope, judges every item and packs what the store and the answer need, so that Python does work per message and per
+vantage, and none per snapshot.
+
+A stream has one batch in work at a time, which is its flow control: gRPC stops reading from a sender whose batch is not
+committed yet, whose vantage is beyond its rate (:mod:`mvps.broker.identity_limit`), or while too many bytes of all
+streams are in work.
 
 An item whose seal does not hold ends its stream with a status text; there is nobody to seal an answer for.
 Items before it in the batch are committed and answered first.
@@ -14,33 +19,38 @@ import asyncio
 import socket
 import threading
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
 import mvps
-from mvps.broker.admission import Admission, Verdict
+from mvps.broker.admission import Admission, Admitted
 from mvps.broker.answers import Answers
-from mvps.broker.bundle import NO_FIGURES
 from mvps.broker.epoch_watch import EpochWatch
 from mvps.broker.evidence import Evidence
 from mvps.broker.history import History, HistoryError
+from mvps.broker.identity_limit import IdentityLimit
+from mvps.broker.in_work import InWork
 from mvps.broker.metrics import BrokerCollector, MetricsEndpoint
+from mvps.broker.recheck import Rechecker
 from mvps.broker.settings import BrokerSettings
 from mvps.broker.state import FleetState, without_baselines
-from mvps.broker.store import Row, Store, StoreError
-from mvps.broker.ticks import Ticks, figures_of
+from mvps.broker.store import NOTHING, CounterKey, Store, StoreError
+from mvps.broker.ticks import Ticks
 from mvps.trust import limits
 from mvps.trust.epochs import Epochs
-from mvps.trust.gate import SCHEMA_VERSION
-from mvps.trust.seal import Lane, Purpose, Sealed, Sealer, SealError, StreamCounter
+from mvps.trust.gate import SCHEMA_VERSION, Batch, Run
+from mvps.trust.replay import Recorded
+from mvps.trust.seal import Lane, Purpose, Sealer, SealError, StreamCounter
 from mvps.v1 import stream_pb2 as pb
-from mvps.v1 import stream_pb2_grpc
 
 SERVICE: Final = "mvps.v1.Broker"
 _HISTORY_DEFAULT: Final = 100
@@ -52,7 +62,9 @@ _OPTIONS: Final = (
     ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # A client that pings more often than this is told to calm down, and then its connection is closed.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 2),
     ("grpc.max_metadata_size", 8 * 1024),
 )
 
@@ -85,8 +97,11 @@ class Broker:
                 settings.window(),
                 max_vantages=settings.max_vantages,
                 replay=self._store.replay_state(),
-                baselines=self._store.baselines(),
-                check_decisions=settings.check_decisions,
+            )
+            self._rechecker = (
+                Rechecker(self._store.baselines(), share=settings.check_share, on_mismatch=self._mismatch)
+                if settings.check_decisions
+                else None
             )
             self.fleet: Final = FleetState(self._store.vantages())
             self._history: Final = _open_history(settings)
@@ -101,7 +116,12 @@ class Broker:
         self._fence = self._store.fence
         self._stream_ids = count(1)
         self._connected: defaultdict[str, set[int]] = defaultdict(set)
-        self._settling: set[asyncio.Task[None]] = set()
+        self._identity: Final = IdentityLimit(limits.MAX_BATCH_ITEMS)
+        self._in_work: Final = InWork(settings.max_in_work_mib << 20)
+        # Pauses of streams whose vantage was beyond its rate, and their seconds.
+        self.throttled: Counter[Lane] = Counter(dict.fromkeys(Lane, 0))
+        self.throttled_s: defaultdict[Lane, float] = defaultdict(float)
+        self.streams_refused: Counter[str] = Counter()
         self._started_ns = time.time_ns()
         self._server: grpc.aio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -120,8 +140,10 @@ class Broker:
 
     async def start(self) -> None:
         """Listen. BrokerError if the address cannot be had."""
-        server = grpc.aio.server(options=_OPTIONS)
-        stream_pb2_grpc.add_BrokerServicer_to_server(_Servicer(self), server)  # type: ignore[no-untyped-call]
+        options = (*_OPTIONS, ("grpc.max_concurrent_streams", self.settings.max_streams_per_connection))
+        server = grpc.aio.server(options=options)
+        server.add_generic_rpc_handlers((_Service(self).handler(),))
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         self.address = _bind(server, self.settings.listen)
@@ -143,6 +165,8 @@ class Broker:
             loop.create_task(self.evidence.run()),
             loop.create_task(self.ticks.run()),
         ]
+        if self._rechecker is not None:
+            self._tasks.append(loop.create_task(self._rechecker.run()))
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
 
@@ -178,15 +202,25 @@ class Broker:
         """Totals since start, for metrics: accepted, duplicates, rejected.<reason>, ..."""
         totals = {"accepted": self.accepted, "duplicates": self.duplicates, "streams": self.streams}
         totals |= {f"rejected.{reason.label}": n for reason, n in self.admission.rejected.items()}
-        totals |= {f"decisions.{outcome}": n for outcome, n in self.admission.decisions.items()}
+        totals |= {f"decisions.{outcome}": n for outcome, n in self._decisions.items()}
+        totals |= {f"streams_refused.{cause}": n for cause, n in self.streams_refused.items()}
+        totals |= {f"throttled.{lane.name.lower()}": n for lane, n in self.throttled.items() if n}
         totals["commit_failures"] = self._store.fence
         return totals
 
+    @property
+    def _decisions(self) -> Counter[str]:
+        return self._rechecker.decisions if self._rechecker is not None else Counter(checked=0, mismatch=0, unchecked=0)
+
+    @property
+    def recheck_idle(self) -> bool:
+        """Whether every decision that was taken in has been looked at."""
+        return self._rechecker is None or self._rechecker.idle
+
     # ---- store callbacks, in the event loop and in the order of the commits
 
-    def _committed(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            self.admission.commit((row.vantage_id, row.epoch_id, row.lane), row.counter)
+    def _committed(self, runs: Sequence[Run]) -> None:
+        self.admission.commit(runs)
 
     def _commit_failed(self) -> None:
         # One failure fails many submissions; only the first may rewind, or the replay state of snapshots
@@ -197,11 +231,12 @@ class Broker:
 
     # ---- streams
 
-    async def stream(self, requests: AsyncIterator[pb.Batch], context: _Context) -> AsyncIterator[pb.AckBatch]:
-        """One sender's stream."""
+    async def stream(self, requests: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
+        """One sender's stream: serialised Batch messages in, serialised AckBatch messages out."""
         if self.streams >= self.settings.max_streams:
-            await _abort(
+            await self._refuse(
                 context,
+                "max_streams",
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"{self.streams} streams are open, which is this broker's limit: raise max_streams",
             )
@@ -219,123 +254,165 @@ class Broker:
                     del self._connected[name]
 
     async def _answer(
-        self, requests: AsyncIterator[pb.Batch], context: _Context, stream: int, names: set[str]
-    ) -> AsyncIterator[pb.AckBatch]:
+        self, requests: AsyncIterator[bytes], context: _Context, stream: int, names: set[str]
+    ) -> AsyncIterator[bytes]:
         counter = StreamCounter()
         nonce = b""
         passed_on = -1  # newest epoch this sender knows or was told of
         batches = aiter(requests)
         deadline = asyncio.get_running_loop().time() + self.settings.first_item_timeout_s
         while True:
-            # A stream holds one of max_streams places, so it has to prove itself soon; empty batches prove nothing.
-            try:
-                async with asyncio.timeout_at(None if names else deadline):
-                    batch = await anext(batches)
-            except StopAsyncIteration:
+            await self._in_work.room()
+            message = await self._first(batches, context, deadline) if not names else await anext(batches, None)
+            if message is None:
                 return
-            except TimeoutError:
-                within = f"within {self.settings.first_item_timeout_s:g} s"
-                await _abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, f"no sealed snapshot {within}")
-            nonce = nonce or batch.stream_nonce
-            if len(nonce) != limits.NONCE_BYTES or batch.stream_nonce != nonce:
-                await _abort(
-                    context,
-                    grpc.StatusCode.INVALID_ARGUMENT,
-                    f"a stream needs one nonce of {limits.NONCE_BYTES} bytes in every batch",
-                )
-            if len(batch.items) > limits.MAX_BATCH_ITEMS:
-                await _abort(
-                    context,
-                    grpc.StatusCode.INVALID_ARGUMENT,
-                    f"a batch of {len(batch.items)} items, at most {limits.MAX_BATCH_ITEMS} allowed",
-                )
-            items = [Sealed(item.header, item.body, item.tag) for item in batch.items]
-            verdicts, refused = self.admission.judge(items, time.time_ns())
-            try:
-                # In a task of its own: what is committed counts, also when the stream ends meanwhile.
-                await asyncio.shield(self._in_background(self._settle(verdicts, stream)))
-            except StoreError as error:
-                await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
-            for verdict in verdicts:
-                name = verdict.header.vantage_id
-                names.add(name)
-                self._connected[name].add(stream)
-            if verdicts:
-                acks = self._acks(verdicts, nonce, counter)
-                passed_on = max(passed_on, max(verdict.header.epoch_id for verdict in verdicts))
+            with self._in_work.holding(len(message)):
+                admitted = await self._judge(context, message, nonce)
+                batch = admitted.batch
+                nonce = batch.nonce
+                if len(batch):
+                    try:
+                        await self._commit(admitted, stream)
+                    except StoreError as error:
+                        await self._refuse(context, "store", grpc.StatusCode.UNAVAILABLE, str(error))
+            if len(batch):
+                crowded = self._connect(admitted.runs, stream, names)
+                acks = self._acks(batch, counter)
+                passed_on = max(passed_on, max(run.epoch_id for run in admitted.runs))
                 if passed_on < self._watch.newest:
                     acks.manifests.extend(self._watch.newer_than(passed_on))
                     passed_on = self._watch.newest
-                yield acks
-            if refused is not None:
-                await _abort(context, grpc.StatusCode.UNAUTHENTICATED, str(refused))
+                yield acks.SerializeToString()
+                if crowded:
+                    await self._refuse(
+                        context,
+                        "max_streams_per_vantage",
+                        grpc.StatusCode.RESOURCE_EXHAUSTED,
+                        f"{crowded} has {len(self._connected[crowded])} streams open, which is this broker's limit for "
+                        "one vantage: does an agent run twice? Otherwise raise max_streams_per_vantage",
+                    )
+            if batch.refused is not None:
+                refused = SealError(*batch.refused)
+                await self._refuse(context, "seal", grpc.StatusCode.UNAUTHENTICATED, str(refused))
+            pause = self._pause(admitted.runs)
+            if pause:
+                del message, admitted, batch
+                await asyncio.sleep(pause)
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._settling.add(task)
+    async def _first(self, batches: AsyncIterator[bytes], context: _Context, deadline: float) -> bytes | None:
+        """The next message of a stream that has not proved itself; None at its end.
 
-        def finished(task: asyncio.Task[None]) -> None:
-            self._settling.discard(task)
-            if not task.cancelled():
-                task.exception()  # raised in the stream, if that is still there
+        A stream holds one of max_streams places, so it has to prove itself soon; empty batches prove nothing.
+        """
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await anext(batches, None)
+        except TimeoutError:
+            within = f"within {self.settings.first_item_timeout_s:g} s"
+            await self._refuse(context, "silent", grpc.StatusCode.DEADLINE_EXCEEDED, f"no sealed snapshot {within}")
 
-        task.add_done_callback(finished)
-        return task
+    async def _judge(self, context: _Context, message: bytes, nonce: bytes) -> Admitted:
+        """What the gate says. A message outside the protocol ends the stream, and nothing of it was judged."""
+        try:
+            admitted = self.admission.judge(message, nonce, time.time_ns())
+            _check_envelope(admitted.batch, nonce)
+        except ValueError as error:
+            await self._refuse(context, "protocol", grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return admitted
 
-    async def _settle(self, verdicts: list[Verdict], stream: int) -> None:
-        """Commit what is new, look up what is not, and take the final verdicts into the fleet's state."""
-        rows = [verdict.row for verdict in verdicts if verdict.row is not None]
-        repeats = [verdict for verdict in verdicts if verdict.repeat]
-        if rows or repeats:
-            keys = [(v.header.vantage_id, v.header.epoch_id, v.header.lane, v.header.counter) for v in repeats]
-            baselines = [kept for verdict in verdicts for kept in verdict.baselines]
-            recorded = await self._store.submit(rows, self._fence, baselines, keys)
-            for verdict, found in zip(repeats, recorded, strict=True):
-                self.admission.settle_repeat(verdict, found)
-        now_ns = time.time_ns()
-        for verdict in verdicts:
-            if verdict.row is not None:
-                self._observe(verdict, now_ns)
-            self.accepted += verdict.reason is None and not verdict.duplicate
-            self.duplicates += verdict.duplicate
-            self.fleet.record(verdict, stream, now_ns)
+    async def _refuse(self, context: _Context, cause: str, code: grpc.StatusCode, text: str) -> NoReturn:
+        self.streams_refused[cause] += 1
+        await _abort(context, code, text)
 
-    def _observe(self, verdict: Verdict, now_ns: int) -> None:
-        """A new snapshot is settled: into its tick's bundle, and its D^2 into what the next checkpoint says."""
-        snapshot = verdict.snapshot
-        if snapshot is None:
-            self.ticks.observe(verdict.header, 0, int(verdict.reason or 0), NO_FIGURES, now_ns)
+    def _connect(self, runs: Sequence[Run], stream: int, names: set[str]) -> str:
+        """Note who speaks on a stream; the name of a vantage that has no place for it, if there is one."""
+        for run in runs:
+            name = run.vantage_id
+            if name in names:
+                continue
+            if len(self._connected.get(name, ())) >= self.settings.max_streams_per_vantage:
+                return name
+            names.add(name)
+            self._connected[name].add(stream)
+        return ""
+
+    def _pause(self, runs: Sequence[Run]) -> float:
+        """Charge what was sent to its vantages; seconds for which the stream is not read."""
+        longest, slowest = 0.0, 0
+        now = time.monotonic()
+        for run in runs:
+            manifest = self._watch.epochs.manifest(run.epoch_id)
+            if manifest is None:
+                continue
+            per_tick = manifest.rate_factor if run.lane == Lane.LIVE else self.settings.backfill_rate
+            wait = self._identity.charge(run.vantage_id, run.lane, run.items, per_tick * 1000 / manifest.tick_ms, now)
+            if wait > longest:
+                longest, slowest = wait, run.lane
+        if longest:
+            self.throttled[Lane(slowest)] += 1
+            self.throttled_s[Lane(slowest)] += longest
+        return longest
+
+    async def _commit(self, admitted: Admitted, stream: int) -> None:
+        """Store what is new, look up what is not, and count; StoreError if it could not be stored.
+
+        What is committed counts, also when the stream has ended meanwhile.
+        """
+        batch = admitted.batch
+        settled = partial(self._settle, admitted, stream)
+        if not batch.repeats and not any(run.entries for run in admitted.runs):
+            settled([])
             return
-        figures = figures_of(snapshot)
-        self.ticks.observe(verdict.header, snapshot.tick_period_ns, 0, figures, now_ns)
-        if verdict.header.lane == Lane.LIVE and figures.surface:
-            self.evidence.observe(verdict.header.vantage_id, figures.d2)
+        if self._rechecker is not None:
+            for kept in admitted.baselines:
+                self._rechecker.learn(kept)
+        await self._store.submit(admitted.parcel, self._fence, admitted.baselines, admitted.lookups, then=settled)
 
-    def _acks(self, verdicts: list[Verdict], nonce: bytes, counter: StreamCounter) -> pb.AckBatch:
-        bodies: dict[tuple[str, int], pb.Acks] = {}
-        for verdict in verdicts:
-            identity = (verdict.header.vantage_id, verdict.header.epoch_id)
-            acks = bodies.get(identity)
-            if acks is None:
-                acks = bodies[identity] = pb.Acks(stream_nonce=nonce)
-            status = pb.ACK_STATUS_DUPLICATE if verdict.duplicate else pb.ACK_STATUS_ACCEPTED
-            acks.acks.add(
-                lane=verdict.header.lane,
-                counter=verdict.header.counter,
-                digest=verdict.sealed.digest,
-                status=status if verdict.reason is None else pb.ACK_STATUS_REJECTED,
-                reason=pb.RejectReason.ValueType(verdict.reason or 0),
-            )
-        batch = pb.AckBatch()
-        for (vantage_id, epoch_id), acks in bodies.items():
+    def _settle(self, admitted: Admitted, stream: int, recorded: Sequence[Recorded | None]) -> None:
+        """A message is on disk: its verdicts are final and are counted."""
+        now_ns = time.time_ns()
+        batch = admitted.batch
+        if recorded:
+            self.admission.settle(admitted, recorded)
+            self.duplicates += sum(map(batch.duplicate, batch.repeats))
+        self.accepted += sum(run.accepted for run in admitted.runs)
+        self.fleet.record(admitted, stream, now_ns)
+        self._observe_settled(admitted, now_ns)
+        if self._rechecker is not None:
+            self._rechecker.offer(batch)
+
+    def _observe_settled(self, admitted: Admitted, now_ns: int) -> None:
+        """Called once for every message that was settled, in the event loop and in the order of the commits.
+
+        Item by item, ``admitted.batch`` has ``header(i)`` (vantage, lane, tick), ``reason(i)``, ``duplicate(i)``,
+        ``body(i)`` and, of accepted ones, ``figures(i)``; ``accepted_live`` are the indexes that feed a bundle.
+        """
+        for run in admitted.runs:
+            # What the bundle's checkpoint says of this vantage: the larger D^2 of its surfaces.
+            if run.lane == Lane.LIVE and run.d2 >= 0:
+                self.evidence.observe(run.vantage_id, run.d2)
+        self.ticks.observe(admitted.batch, now_ns)
+
+    def _mismatch(self, name: CounterKey) -> None:
+        """A decision that was recomputed differs."""
+        state = self.fleet.vantages.get(name[0])
+        if state is not None:
+            state.mismatches += 1
+        # Nobody waits for it; what fails with a commit is lost for the history and stays counted.
+        noted = self._store.submit(NOTHING, self._fence, mismatches=[name])
+        noted.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _acks(self, batch: Batch, counter: StreamCounter) -> pb.AckBatch:
+        answer = pb.AckBatch()
+        for vantage_id, epoch_id, acks in batch.acks():
             try:
                 key = self._watch.epochs.sealing_key(vantage_id, epoch_id, Purpose.CONTROL)
             except SealError:
                 continue  # revoked since it was judged: there is nobody to answer any more
             sealer = Sealer(key, vantage_id, Purpose.CONTROL, counter, epoch_id=epoch_id)
-            header, body, tag = sealer.seal(acks.SerializeToString(), tick=0, lane=Lane.LIVE)
-            batch.sealed.add(header=header, body=body, tag=tag)
-        return batch
+            header, body, tag = sealer.seal(acks, tick=0, lane=Lane.LIVE)
+            answer.sealed.add(header=header, body=body, tag=tag)
+        return answer
 
     # ---- queries
 
@@ -352,8 +429,13 @@ class Broker:
             accepted=self.accepted,
             duplicates=self.duplicates,
             rejected={reason.label: n for reason, n in self.admission.rejected.items()},
-            decisions_checked=self.admission.decisions["checked"],
-            decision_mismatches=self.admission.decisions["mismatch"],
+            decisions_checked=self._decisions["checked"],
+            decision_mismatches=self._decisions["mismatch"],
+            decisions_unchecked=self._decisions["unchecked"],
+            throttled={lane.name.lower(): n for lane, n in self.throttled.items()},
+            throttled_seconds={lane.name.lower(): self.throttled_s[lane] for lane in Lane},
+            streams_refused=self.streams_refused,
+            bytes_in_work=self._in_work.bytes,
             store_error=self._store.error,
             epoch_id=manifest.epoch_id if manifest else 0,
             profile=manifest.profile if manifest else "",
@@ -403,50 +485,57 @@ class Broker:
                 decision_mismatch=row.mismatch,
             )
             if request.with_snapshots and row.reason is None:
-                shown.snapshot.CopyFrom(without_baselines(row))
+                shown.snapshot.CopyFrom(without_baselines(row.sealed.body))
         return response
 
 
-class _Servicer(stream_pb2_grpc.BrokerServicer):
-    """The wire side of a broker: gRPC's names, and who may ask."""
+class _Service:
+    """The wire side of a broker: gRPC's names, and who may ask. Streams travel as bytes, which the gate reads."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
 
-    async def Stream(  # noqa: N802
-        self, request_iterator: AsyncIterator[pb.Batch], context: _Context
-    ) -> AsyncIterator[pb.AckBatch]:
-        async for acks in self._broker.stream(request_iterator, context):
-            yield acks
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The methods of mvps.v1.Broker."""
+        queries: dict[str, tuple[Any, type[Message]]] = {
+            "ServerInfo": (self._server_info, pb.ServerInfoRequest),
+            "ListVantages": (self._list_vantages, pb.ListVantagesRequest),
+            "GetHistory": (self._get_history, pb.GetHistoryRequest),
+            "ListBundles": (self._list_bundles, pb.ListBundlesRequest),
+            "GetBundle": (self._get_bundle, pb.GetBundleRequest),
+            "GetVantage": (self._get_vantage, pb.GetVantageRequest),
+        }
+        methods = {
+            name: grpc.unary_unary_rpc_method_handler(
+                method, request_deserializer=asked.FromString, response_serializer=_serialize
+            )
+            for name, (method, asked) in queries.items()
+        }
+        methods["Stream"] = grpc.stream_stream_rpc_method_handler(self._broker.stream)
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
 
-    async def ServerInfo(self, request: pb.ServerInfoRequest, context: _Context) -> pb.ServerInfo:  # noqa: N802
+    async def _server_info(self, request: pb.ServerInfoRequest, context: _Context) -> pb.ServerInfo:
         await self._local_only(context)
         return self._broker.info()
 
-    async def ListVantages(  # noqa: N802
-        self, request: pb.ListVantagesRequest, context: _Context
-    ) -> pb.ListVantagesResponse:
+    async def _list_vantages(self, request: pb.ListVantagesRequest, context: _Context) -> pb.ListVantagesResponse:
         await self._local_only(context)
         return self._broker.vantages()
 
-    async def GetHistory(  # noqa: N802
-        self, request: pb.GetHistoryRequest, context: _Context
-    ) -> pb.GetHistoryResponse:
+    async def _get_history(self, request: pb.GetHistoryRequest, context: _Context) -> pb.GetHistoryResponse:
         await self._local_only(context)
         try:
             return await self._broker.history(request)
         except StoreError as error:
             await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
 
-    async def ListBundles(  # noqa: N802
-        self, request: pb.ListBundlesRequest, context: _Context
-    ) -> pb.ListBundlesResponse:
+    async def _list_bundles(self, request: pb.ListBundlesRequest, context: _Context) -> pb.ListBundlesResponse:
         return await self._ask(self._broker.answers.bundles, request, context)
 
-    async def GetBundle(self, request: pb.GetBundleRequest, context: _Context) -> pb.GetBundleResponse:  # noqa: N802
+    async def _get_bundle(self, request: pb.GetBundleRequest, context: _Context) -> pb.GetBundleResponse:
         return await self._ask(self._broker.answers.bundle, request, context)
 
-    async def GetVantage(self, request: pb.GetVantageRequest, context: _Context) -> pb.GetVantageResponse:  # noqa: N802
+    async def _get_vantage(self, request: pb.GetVantageRequest, context: _Context) -> pb.GetVantageResponse:
         return await self._ask(self._broker.answers.vantage, request, context)
 
     async def _ask(self, question: Callable[[_Q], _A], request: _Q, context: _Context) -> _A:
@@ -474,6 +563,17 @@ def _open_history(settings: BrokerSettings) -> History | None:
         return History(url, retention_s=settings.history_retention_s, max_bytes=settings.history_max_mib << 20)
     except HistoryError as error:
         raise BrokerError(str(error)) from None
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _check_envelope(batch: Batch, nonce: bytes) -> None:
+    if len(batch.nonce) != limits.NONCE_BYTES or batch.nonce != (nonce or batch.nonce):
+        raise ValueError(f"a stream needs one nonce of {limits.NONCE_BYTES} bytes in every batch")
+    if batch.count > limits.MAX_BATCH_ITEMS:
+        raise ValueError(f"a batch of {batch.count} items, at most {limits.MAX_BATCH_ITEMS} allowed")
 
 
 async def _abort(context: _Context, code: grpc.StatusCode, text: str) -> NoReturn:

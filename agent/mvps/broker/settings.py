@@ -37,6 +37,17 @@ class BrokerSettings(BaseModel):
     live_window_s: _Seconds = Field(300.0, description="oldest live snapshot that is accepted, in seconds")
     future_window_s: _Seconds = Field(10.0, description="how far a host's clock may be ahead, in seconds")
     max_streams: int = Field(4096, ge=1, le=100_000, description="streams open at a time")
+    max_streams_per_vantage: int = Field(4, ge=1, le=1000, description="streams one vantage may have open at a time")
+    max_streams_per_connection: int = Field(64, ge=1, le=100_000, description="calls open at a time on one connection")
+    max_in_work_mib: int = Field(
+        64, ge=2, le=65_536, description="received and not yet committed, in MiB, of all streams"
+    )
+    backfill_rate: float = Field(
+        20.0,
+        ge=1,
+        le=10_000,
+        description="backfill a vantage may send, in snapshots per tick; live: the manifest's rate",
+    )
     max_vantages: int = Field(10_000, ge=1, le=MAX_VANTAGES, description="identities the broker keeps")
     first_item_timeout_s: _Seconds = Field(10.0, description="a stream must prove itself within this time")
     bundle_period_s: int = Field(10, ge=1, le=3600, description="seconds between signed checkpoints of the log")
@@ -53,7 +64,10 @@ class BrokerSettings(BaseModel):
     )
     history_retention_s: _Seconds = Field(86400.0, description="how long the fleet's history is kept, in seconds")
     history_max_mib: int = Field(8192, ge=4, le=1 << 20, description="largest size of an SQLite history, in MiB")
-    check_decisions: bool = Field(True, description="recompute every decision from its baseline and compare")
+    check_decisions: bool = Field(True, description="recompute decisions from their baselines and compare")
+    check_share: float = Field(
+        0.1, ge=0.01, le=1.0, description="share of one core for that; decisions beyond it are drawn by chance"
+    )
     remote_queries: bool = Field(False, description="answer queries from other hosts too (they are not sealed)")
 
     @field_validator("history")

@@ -9,6 +9,10 @@ transaction counts is cut off again. Of a rejected snapshot only digest and reas
 The log lives in ``<database>.evidence`` (:mod:`mvps.trust.evidence_log`); retention removes its oldest segments. The
 latest snapshot of a vantage that has fallen silent is then copied into the database.
 
+A row of the database is a *run*: the snapshots of one (vantage, epoch, lane) that came in one message, up to 256 of
+them, packed into its ``entries`` (:class:`Entry`). What a snapshot says of itself stands in the log and nowhere else;
+its digest too, so that the answer to a repeated counter reads its leaf.
+
 When a commit fails (disk full, database locked), everything that was submitted on top of the lost state
 must fail too, or a later snapshot would move the counters past the lost ones. The *fence* does that: it
 rises with every failure, and a submission made under an older fence is refused.
@@ -20,13 +24,14 @@ import asyncio
 import os
 import queue
 import sqlite3
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from mvps.trust.durable import claim
 from mvps.trust.evidence_log import (
@@ -39,32 +44,37 @@ from mvps.trust.evidence_log import (
     leaf_of,
     sealed_of,
 )
+from mvps.trust.gate import Run
 from mvps.trust.limits import MAX_BASELINES_KEPT
+from mvps.trust.merkle import HASH_BYTES
 from mvps.trust.reasons import RejectReason
 from mvps.trust.replay import LaneKey, Recorded
 from mvps.trust.seal import Sealed
 
-_SCHEMA_VERSION: Final = 2
+_SCHEMA_VERSION: Final = 3
 _SCHEMA: Final = """
-CREATE TABLE replay (
-    vantage TEXT NOT NULL, epoch INTEGER NOT NULL, lane INTEGER NOT NULL, counter INTEGER NOT NULL,
+CREATE TABLE vantages (
+    number INTEGER PRIMARY KEY, vantage TEXT NOT NULL UNIQUE, first_seen_ns INTEGER NOT NULL,
+    kept_run INTEGER, kept BLOB  -- leaf of the latest snapshot and its run, once the segment it was in is gone
+);
+CREATE TABLE lanes (             -- counters as _ordered() keeps them
+    vantage INTEGER NOT NULL, epoch INTEGER NOT NULL, lane INTEGER NOT NULL, counter INTEGER NOT NULL,
+    accepted INTEGER NOT NULL,
+    latest INTEGER,              -- newest run with an accepted snapshot
     PRIMARY KEY (vantage, epoch, lane)
 ) WITHOUT ROWID;
-CREATE TABLE snapshots (
-    id INTEGER PRIMARY KEY,     -- rises in the order of commits, and so with time and leaf
-    vantage TEXT NOT NULL, epoch INTEGER NOT NULL, lane INTEGER NOT NULL, counter INTEGER NOT NULL,
-    tick INTEGER NOT NULL, received_ns INTEGER NOT NULL,
-    reason INTEGER NOT NULL,    -- 0: accepted
-    mismatch INTEGER NOT NULL,  -- 1: the recomputed decision differs
-    digest BLOB NOT NULL,
-    leaf INTEGER, offset INTEGER, size INTEGER,  -- of an accepted one: its place in the evidence log
-    UNIQUE (vantage, epoch, lane, counter)
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY,      -- rises in the order of commits, and so with time and leaf
+    vantage INTEGER NOT NULL, epoch INTEGER NOT NULL, lane INTEGER NOT NULL,
+    last INTEGER NOT NULL,       -- highest counter in it
+    received_ns INTEGER NOT NULL,
+    leaf INTEGER, offset INTEGER,  -- place of the first accepted snapshot in the evidence log
+    entries BLOB NOT NULL
 );
-CREATE INDEX snapshots_by_vantage ON snapshots (vantage, received_ns);
-CREATE TABLE vantages (
-    vantage TEXT PRIMARY KEY, first_seen_ns INTEGER NOT NULL, accepted INTEGER NOT NULL,
-    latest INTEGER NOT NULL,    -- snapshots.id; never pruned
-    kept BLOB                   -- its leaf, once the segment it was in is gone
+CREATE UNIQUE INDEX runs_by_counter ON runs (vantage, epoch, lane, last);
+CREATE TABLE mismatches (        -- accepted snapshots whose recomputed decision differs
+    vantage INTEGER NOT NULL, epoch INTEGER NOT NULL, lane INTEGER NOT NULL, counter INTEGER NOT NULL,
+    seen_ns INTEGER NOT NULL, PRIMARY KEY (vantage, epoch, lane, counter)
 ) WITHOUT ROWID;
 CREATE TABLE baselines (
     vantage TEXT NOT NULL, id TEXT NOT NULL, seen_ns INTEGER NOT NULL, json BLOB NOT NULL,
@@ -86,9 +96,9 @@ class StoreError(Exception):
 
 
 class Row(NamedTuple):
-    """One verified snapshot. ``reason`` is None when it was accepted.
+    """One verified snapshot as it comes out of the store. ``reason`` is None when it was accepted.
 
-    A rejected one that comes out of the store has an empty ``sealed``: its digest is all that was kept.
+    A rejected one has an empty ``sealed``: its digest is all that was kept.
     """
 
     vantage_id: str
@@ -100,13 +110,23 @@ class Row(NamedTuple):
     reason: RejectReason | None
     mismatch: bool
     sealed: Sealed
-    leaf: int | None = None  # index in the evidence log; None before it is stored, and for a rejected one
-    stored_digest: bytes = b""
+    leaf: int | None  # index in the evidence log; None for a rejected one
+    digest: bytes
 
-    @property
-    def digest(self) -> bytes:
-        """Digest of the sealed snapshot."""
-        return self.stored_digest or self.sealed.digest
+
+class Parcel(NamedTuple):
+    """What one message brings the store: runs, and the leaves and leaf hashes of :meth:`Batch.leaves`."""
+
+    runs: Sequence[Run]
+    leaves: bytes
+    hashes: bytes
+    received_ns: int
+
+
+NOTHING: Final = Parcel((), b"", b"", 0)
+
+# Name of one snapshot: vantage, epoch, lane, counter.
+CounterKey: TypeAlias = tuple[str, int, int, int]
 
 
 class Kept(NamedTuple):
@@ -129,15 +149,62 @@ class VantageRow(NamedTuple):
 @dataclass(slots=True)
 class _Submission:
     fence: int
-    rows: Sequence[Row]
+    parcel: Parcel
     baselines: Sequence[Kept]
-    lookups: Sequence[tuple[str, int, int, int]]
+    lookups: Sequence[CounterKey]
+    mismatches: Sequence[CounterKey]
+    then: Callable[[list[Recorded | None]], None]
     loop: asyncio.AbstractEventLoop
-    done: asyncio.Future[list[Recorded | None]] = field(repr=False)
+    done: asyncio.Future[None] = field(repr=False)
+    answers: list[Recorded | None] = field(default_factory=list)
+    error: StoreError | None = None
+
+
+class Entry(NamedTuple):
+    """A snapshot in a run, as native/gate.c writes it; the digests of rejected ones follow after all entries.
+
+    place: of an accepted one. digest: of a rejected one.
+    """
+
+    counter: int
+    tick: int
+    reason: RejectReason | None
+    place: Place | None
+    digest: bytes
+
+
+_ENTRY: Final = struct.Struct("<QQIB3x")  # counter, tick, bytes of the leaf (0: rejected), reason
+_DIGEST_BYTES: Final = 32
+
+
+def entries_of(packed: bytes, leaf: int | None, offset: int | None) -> list[Entry]:
+    """The entries of a run. leaf, offset: place of its first leaf; None where there is none or it does not matter."""
+    found: list[Entry] = []
+    # What is left after all entries are the digests of the rejected ones among them.
+    digests = at = 0
+    while at + _ENTRY.size + digests * _DIGEST_BYTES <= len(packed):
+        counter, tick, size, reason = _ENTRY.unpack_from(packed, at)
+        place = None
+        if size and leaf is not None and offset is not None:
+            place = Place(leaf, offset, size)
+            leaf, offset = leaf + 1, offset + size
+        digests += size == 0
+        found.append(Entry(counter, tick, RejectReason(reason) if reason else None, place, b""))
+        at += _ENTRY.size
+    for number, entry in enumerate(found):
+        if entry.place is None:
+            found[number] = entry._replace(digest=packed[at : at + _DIGEST_BYTES])
+            at += _DIGEST_BYTES
+    return found
+
+
+def _ordered(counter: int) -> int:
+    """A u64 as SQLite keeps a counter: its order stays the same."""
+    return counter - _U63
 
 
 def _signed(value: int) -> int:
-    """A u64 as SQLite keeps it: two's complement, so that nothing a header can say overflows."""
+    """A u64 as SQLite keeps it where order does not matter: two's complement, so that small ones look as they are."""
     return value - (1 << 64) if value >= _U63 else value
 
 
@@ -160,7 +227,7 @@ class Store:
         *,
         retention_s: float,
         max_bytes: int,
-        on_commit: Callable[[Sequence[Row]], None] = lambda rows: None,
+        on_commit: Callable[[Sequence[Run]], None] = lambda runs: None,
         on_failure: Callable[[], None] = lambda: None,
         busy_timeout_s: float = 2.0,
         segment_bytes: int = SEGMENT_BYTES,
@@ -174,7 +241,8 @@ class Store:
         try:
             self._db = _open(path, max_bytes, busy_timeout_s)
             try:
-                self._next_id = 1 + int(self._db.execute("SELECT coalesce(max(id), 0) FROM snapshots").fetchone()[0])
+                self._next_id = 1 + int(self._db.execute("SELECT coalesce(max(id), 0) FROM runs").fetchone()[0])
+                self._numbers: dict[str, int] = dict(self._db.execute("SELECT vantage, number FROM vantages"))
                 state = LogState(*self._db.execute("SELECT size, root, segment, end FROM log").fetchone())
                 self.evidence: Final = EvidenceLog(
                     path.with_name(path.name + ".evidence"), state, segment_bytes=segment_bytes
@@ -200,21 +268,24 @@ class Store:
 
     def submit(
         self,
-        rows: Sequence[Row],
+        parcel: Parcel,
         fence: int,
         baselines: Sequence[Kept] = (),
-        lookups: Sequence[tuple[str, int, int, int]] = (),
-    ) -> asyncio.Future[list[Recorded | None]]:
-        """Queue rows for the next commit.
+        lookups: Sequence[CounterKey] = (),
+        *,
+        mismatches: Sequence[CounterKey] = (),
+        then: Callable[[list[Recorded | None]], None] = lambda answers: None,
+    ) -> asyncio.Future[None]:
+        """Queue what one message brings for the next commit.
 
         fence: value of ``self.fence`` the caller's replay state was built on, as seen by ``on_failure``.
-        lookups: (vantage, epoch, lane, counter) to look up after this commit.
-        Returns a future of the lookups' answers, resolved when the rows are on disk; StoreError if they are
-        not and never will be.
+        lookups: looked up after this commit. then: called in the event loop with the answers when everything is on
+        disk, also when nobody waits for the future any more. The future has a StoreError if it is not on disk and never
+        will be; ``then`` is not called then.
         """
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[list[Recorded | None]] = loop.create_future()
-        self._queue.put(_Submission(fence, rows, baselines, lookups, loop, done))
+        done: asyncio.Future[None] = loop.create_future()
+        self._queue.put(_Submission(fence, parcel, baselines, lookups, mismatches, then, loop, done))
         return done
 
     def close(self) -> None:
@@ -251,19 +322,22 @@ class Store:
             if fresh:
                 self._commit(fresh)
             for submission in stale:
-                self._settle(submission, None, StoreError("an earlier commit failed: send again"))
+                submission.error = StoreError("an earlier commit failed: send again")
+            self._settle(fresh + stale)
             self._prune()
             if stop:
                 return
 
     def _commit(self, group: list[_Submission]) -> None:
+        added: dict[str, int] = {}
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                leaves = [leaf_of(row.sealed) for s in group for row in s.rows if row.reason is None]
-                following = self._insert([row for s in group for row in s.rows], self._append(leaves))
+                grew = self._append([s.parcel for s in group if s.parcel.hashes])
+                following = self._insert([s.parcel for s in group if s.parcel.runs], grew, added)
                 for submission in group:
                     self._keep_baselines(submission.baselines)
+                    self._keep_mismatches(submission.mismatches)
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
@@ -271,72 +345,83 @@ class Store:
                 self.evidence.rollback()
                 raise
             self._next_id = following
-            if leaves:
+            self._numbers |= added
+            if grew is not None:
                 self.evidence.commit()
-            answers = [[self._lookup(*key) for key in s.lookups] for s in group]
+            for submission in group:
+                if submission.lookups:
+                    submission.answers = [self._lookup(*key) for key in submission.lookups]
         except Exception as error:  # whatever it was, the writer lives on and the senders are told
             self.fence += 1
             self.error = _advice(error, self._path)
             for submission in group:
-                self._settle(submission, None, StoreError(self.error))
+                submission.error = StoreError(self.error)
             return
         self.error = ""
-        for submission, answer in zip(group, answers, strict=True):
-            self._settle(submission, answer, None)
 
-    def _append(self, leaves: list[bytes]) -> list[Place]:
-        """Leaves into the log, and the log's new state into the open transaction."""
-        if not leaves:
-            return []
+    def _append(self, parcels: list[Parcel]) -> Place | None:
+        """Leaves into the log, and the log's new state into the open transaction; where the first leaf is."""
+        if not parcels:
+            return None
         pages = int(self._db.execute("PRAGMA page_count").fetchone()[0])
         size = pages * int(self._db.execute("PRAGMA page_size").fetchone()[0])
-        if size + self.evidence.bytes_kept + sum(map(len, leaves)) > self._max_bytes:
+        if size + self.evidence.bytes_kept + sum(len(parcel.leaves) for parcel in parcels) > self._max_bytes:
             raise StoreError(
                 f"{self._path} and its evidence log cannot grow: raise database_max_mib or lower retention_s; agents "
                 "keep their snapshots meanwhile"
             )
-        places, state = self.evidence.append(leaves)
+        first, state = self.evidence.extend([p.leaves for p in parcels], b"".join([p.hashes for p in parcels]))
         self._db.execute("UPDATE log SET size = ?, root = ?, segment = ?, end = ?", state)
-        return places
+        return first
 
-    def _insert(self, rows: Sequence[Row], places: Sequence[Place]) -> int:
-        """Rows into the open transaction, places for the accepted ones; the id that is free afterwards."""
-        snapshots: list[tuple[Any, ...]] = []
-        # The guard only lets rising counters through, so the last row of a lane is its highest.
-        replay: dict[tuple[str, int, int], int] = {}
-        vantages: dict[str, tuple[int, int, int]] = {}  # first seen, accepted, latest
-        free = iter(places)
+    def _insert(self, parcels: Sequence[Parcel], first: Place | None, added: dict[str, int]) -> int:
+        """Runs into the open transaction; the id that is free afterwards.
+
+        first: where the first leaf of all went. added: takes the numbers of vantages that are new.
+        """
+        runs: list[tuple[Any, ...]] = []
+        lanes: dict[tuple[int, int, int], tuple[int, int, int | None]] = {}  # counter, accepted, latest
+        leaf, offset, _ = first or Place(0, 0, 0)
         identity = self._next_id
-        for identity, row in enumerate(rows, self._next_id):
-            place = next(free) if row.reason is None else (None, None, None)
-            key = (row.vantage_id, _signed(row.epoch_id), row.lane)
-            counter = replay[key] = _signed(row.counter)
-            snapshots.append(
-                (
-                    identity,
-                    *key,
-                    counter,
-                    _signed(row.tick),
-                    row.received_ns,
-                    row.reason or 0,
-                    row.mismatch,
-                    row.sealed.digest,
-                    *place,
-                )
-            )
-            if row.reason is None:
-                since, accepted, _ = vantages.get(row.vantage_id, (row.received_ns, 0, 0))
-                vantages[row.vantage_id] = (since, accepted + 1, identity)
-        self._db.executemany("INSERT INTO snapshots VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", snapshots)
+        for parcel in parcels:
+            for run in parcel.runs:
+                if not run.entries:
+                    continue
+                number = self._numbers.get(run.vantage_id) or added.get(run.vantage_id)
+                if number is None:
+                    number = added[run.vantage_id] = self._add_vantage(run.vantage_id, parcel.received_ns)
+                key = (number, _signed(run.epoch_id), run.lane)
+                last = _ordered(run.last)
+                place = (leaf + run.leaf, offset + run.offset) if run.accepted else (None, None)
+                runs.append((identity, *key, last, parcel.received_ns, *place, run.entries))
+                _, accepted, latest = lanes.get(key, (0, 0, None))
+                # The gate only lets rising counters through, so the last run of a lane has its highest.
+                lanes[key] = (last, accepted + run.accepted, identity if run.accepted else latest)
+                identity += 1
+            leaf += len(parcel.hashes) // HASH_BYTES
+            offset += len(parcel.leaves)
+        self._db.executemany("INSERT INTO runs VALUES (?,?,?,?,?,?,?,?,?)", runs)
         self._db.executemany(
-            "INSERT OR REPLACE INTO replay VALUES (?,?,?,?)", [(*key, counter) for key, counter in replay.items()]
+            "INSERT INTO lanes VALUES (?,?,?,?,?,?) ON CONFLICT DO UPDATE SET counter = excluded.counter,"
+            " accepted = accepted + excluded.accepted, latest = coalesce(excluded.latest, latest)",
+            [(*key, *values) for key, values in lanes.items()],
         )
-        self._db.executemany(
-            "INSERT INTO vantages VALUES (?,?,?,?,NULL) ON CONFLICT (vantage) DO UPDATE SET"
-            " accepted = accepted + excluded.accepted, latest = excluded.latest, kept = NULL",
-            [(vantage, *known) for vantage, known in vantages.items()],
-        )
-        return identity + bool(rows)
+        return identity
+
+    def _add_vantage(self, vantage_id: str, first_seen_ns: int) -> int:
+        added = self._db.execute(
+            "INSERT INTO vantages (vantage, first_seen_ns) VALUES (?,?)", (vantage_id, first_seen_ns)
+        ).lastrowid
+        if added is None:
+            raise sqlite3.DatabaseError("a row was inserted and has no number")
+        return added
+
+    def _keep_mismatches(self, mismatches: Sequence[CounterKey]) -> None:
+        for vantage_id, epoch_id, lane, counter in mismatches:
+            number = self._numbers.get(vantage_id)
+            if number is not None:
+                row = (number, _signed(epoch_id), lane, _ordered(counter), time.time_ns())
+                self._db.execute("INSERT OR REPLACE INTO mismatches VALUES (?,?,?,?,?)", row)
 
     def _keep_baselines(self, baselines: Sequence[Kept]) -> None:
         for kept in baselines:
@@ -352,30 +437,44 @@ class Store:
             )
 
     def _lookup(self, vantage_id: str, epoch_id: int, lane: int, counter: int) -> Recorded | None:
-        found = self._db.execute(
-            "SELECT digest, reason FROM snapshots WHERE vantage=? AND epoch=? AND lane=? AND counter=?",
-            (vantage_id, _signed(epoch_id), lane, _signed(counter)),
-        ).fetchone()
+        found = self._run_of(self._db, self._numbers.get(vantage_id), epoch_id, lane, counter)
         if found is None:
             return None
-        return Recorded(found[0], RejectReason(found[1]) if found[1] else None)
+        run, entry = found
+        if entry.reason is not None:
+            return Recorded(entry.digest, entry.reason)
+        try:
+            (row,) = self._rows(self._db, [(vantage_id, run, entry)])
+        except (StoreError, ValueError):
+            return None  # its leaf was damaged or removed: what it was is not known any more
+        return Recorded(row.digest, None)
 
-    def _settle(self, submission: _Submission, answer: list[Recorded | None] | None, error: StoreError | None) -> None:
-        def in_loop() -> None:
-            if error is None:
-                self._on_commit(submission.rows)
-            else:
-                self._on_failure()
-            if submission.done.cancelled():
-                return
-            if error is None:
-                submission.done.set_result(answer or [])
-            else:
-                submission.done.set_exception(error)
+    def _settle(self, group: list[_Submission]) -> None:
+        """Tell the senders, in their event loop and all at once."""
 
-        # The loop may be closed already when the broker stops: nobody waits for the answer then.
-        if not submission.loop.is_closed():
-            submission.loop.call_soon_threadsafe(in_loop)
+        def in_loop(mine: list[_Submission]) -> None:
+            for submission in mine:
+                try:
+                    if submission.error is None:
+                        self._on_commit(submission.parcel.runs)
+                        submission.then(submission.answers)
+                    else:
+                        self._on_failure()
+                except BaseException as defect:
+                    if not submission.done.done():
+                        submission.done.set_exception(defect)
+                    continue
+                if submission.done.done():  # cancelled: nobody waits for the answer
+                    continue
+                if submission.error is None:
+                    submission.done.set_result(None)
+                else:
+                    submission.done.set_exception(submission.error)
+
+        for loop in {submission.loop for submission in group}:
+            # It may be closed already when the broker stops: nobody waits for the answer then.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(in_loop, [s for s in group if s.loop is loop])
 
     def _prune(self) -> None:
         now = time.monotonic()
@@ -384,15 +483,16 @@ class Store:
         try:
             # Ids rise with time: what is before the first row that is young enough is old.
             young = self._db.execute(
-                "SELECT id FROM snapshots NOT INDEXED WHERE received_ns >= ? ORDER BY id LIMIT 1",
+                "SELECT id FROM runs NOT INDEXED WHERE received_ns >= ? ORDER BY id LIMIT 1",
                 (time.time_ns() - self._retention_ns,),
             ).fetchone()
             first = young[0] if young else self._next_id
             deleted = self._db.execute(
-                "DELETE FROM snapshots WHERE id IN (SELECT id FROM snapshots WHERE id < ?"
-                " AND id NOT IN (SELECT latest FROM vantages) LIMIT ?)",
+                "DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE id < ?"
+                f" AND id NOT IN (SELECT latest FROM ({_LATEST}) WHERE latest IS NOT NULL) LIMIT ?)",
                 (first, _PRUNE_ROWS),
             ).rowcount
+            self._db.execute("DELETE FROM mismatches WHERE seen_ns < ?", (time.time_ns() - self._retention_ns,))
             if deleted < _PRUNE_ROWS:
                 self._prune_log(first)
         except (sqlite3.Error, OSError, EvidenceError) as error:
@@ -404,7 +504,7 @@ class Store:
     def _prune_log(self, first_id: int) -> None:
         """Remove the segments that hold no row from ``first_id`` on."""
         found = self._db.execute(
-            "SELECT leaf FROM snapshots WHERE id >= ? AND leaf IS NOT NULL ORDER BY id LIMIT 1", (first_id,)
+            "SELECT leaf FROM runs WHERE id >= ? AND leaf IS NOT NULL ORDER BY id LIMIT 1", (first_id,)
         ).fetchone()
         first = self.evidence.prunable(found[0] if found else self.evidence.state.size)
         if first <= self.evidence.first:
@@ -412,14 +512,18 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             silent = self._db.execute(
-                "SELECT v.vantage, s.leaf, s.offset, s.size FROM vantages v JOIN snapshots s ON s.id = v.latest"
-                " WHERE v.kept IS NULL AND s.leaf < ?",
+                f"SELECT v.number, {_RUN} FROM ({_LATEST}) l JOIN vantages v ON v.number = l.vantage"
+                " JOIN runs r ON r.id = l.latest WHERE r.leaf < ? AND v.kept_run IS NOT r.id",
                 (first,),
             ).fetchall()
-            kept = self.evidence.read(Place(*row[1:]) for row in silent)
-            for (vantage, *_), sealed in zip(silent, kept, strict=True):
+            places = [_newest(_Run(*run)).place for _, *run in silent]
+            kept = self.evidence.read(place for place in places if place is not None)
+            for (number, identity, *_), sealed in zip(silent, kept, strict=True):
                 if sealed is not None:
-                    self._db.execute("UPDATE vantages SET kept = ? WHERE vantage = ?", (leaf_of(sealed), vantage))
+                    self._db.execute(
+                        "UPDATE vantages SET kept_run = ?, kept = ? WHERE number = ?",
+                        (identity, leaf_of(sealed), number),
+                    )
             self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:
@@ -432,37 +536,56 @@ class Store:
     def replay_state(self) -> dict[LaneKey, int]:
         """Highest counters, as the replay guard wants them at start."""
         with self._reading() as db:
-            rows = db.execute("SELECT vantage, epoch, lane, counter FROM replay").fetchall()
-        return {(v, _unsigned(e), lane): _unsigned(c) for v, e, lane, c in rows}
+            rows = db.execute(
+                "SELECT v.vantage, epoch, lane, counter FROM lanes JOIN vantages v ON v.number = lanes.vantage"
+            ).fetchall()
+        return {(vantage, _unsigned(epoch), lane): counter + _U63 for vantage, epoch, lane, counter in rows}
 
     def vantages(self) -> list[VantageRow]:
         """Every vantage with its latest accepted snapshot."""
         with self._reading() as db:
             found = db.execute(
-                f"SELECT {_COLUMNS}, v.first_seen_ns, v.accepted FROM vantages v JOIN snapshots s ON s.id = v.latest"
+                f"SELECT v.vantage, v.first_seen_ns, l.accepted, {_RUN} FROM ({_LATEST}) l"
+                " JOIN vantages v ON v.number = l.vantage JOIN runs r ON r.id = l.latest"
             ).fetchall()
-        totals = {vantage: (first_seen_ns, accepted) for vantage, *_, first_seen_ns, accepted in found}
-        rows = self._rows(found)
+            totals = {vantage: (first_seen_ns, accepted) for vantage, first_seen_ns, accepted, *_ in found}
+            newest = [(vantage, run, _newest(run)) for vantage, run in ((row[0], _Run(*row[3:])) for row in found)]
+            rows = self._rows(db, newest)
         return [VantageRow(row.vantage_id, *totals[row.vantage_id], latest=row) for row in rows]
 
     def history(self, vantage_id: str, since_ns: int, limit: int) -> list[Row]:
         """Rows of one vantage, accepted and rejected, newest first."""
+        since_ns = min(since_ns, _U63 - 1)
         with self._reading() as db:
-            found = db.execute(
-                f"SELECT {_COLUMNS} FROM {_SNAPSHOTS} WHERE s.vantage = ? AND s.received_ns >= ?"
-                " ORDER BY s.received_ns DESC, s.id DESC LIMIT ?",
-                (vantage_id, min(since_ns, _U63 - 1), limit),
-            ).fetchall()
-        return self._rows(found)
+            number = _number_of(db, vantage_id)
+            lanes = db.execute("SELECT epoch, lane FROM lanes WHERE vantage = ?", (number,)).fetchall()
+            runs: list[_Run] = []
+            for epoch, lane in lanes:
+                # Time rises with the counter within a lane.
+                newest_first = db.execute(
+                    f"SELECT {_RUN} FROM runs r WHERE vantage = ? AND epoch = ? AND lane = ? ORDER BY last DESC",
+                    (number, epoch, lane),
+                )
+                entries = 0
+                for row in newest_first:
+                    run = _Run(*row)
+                    if run.received_ns < since_ns or entries >= limit:
+                        break
+                    entries += len(entries_of(run.entries, None, None))
+                    runs.append(run)
+            runs.sort(key=lambda run: (run.received_ns, run.id), reverse=True)
+            found = [
+                (vantage_id, run, entry)
+                for run in runs
+                for entry in reversed(entries_of(run.entries, run.leaf, run.offset))
+            ]
+            return self._rows(db, found[:limit])
 
     def find(self, vantage_id: str, epoch_id: int, lane: int, counter: int) -> Row | None:
         """The row of one counter, or None if it is unknown or no longer kept."""
         with self._reading() as db:
-            found = db.execute(
-                f"SELECT {_COLUMNS} FROM {_SNAPSHOTS} WHERE s.vantage=? AND s.epoch=? AND s.lane=? AND s.counter=?",
-                (vantage_id, _signed(epoch_id), lane, _signed(counter)),
-            ).fetchall()
-        return next(iter(self._rows(found)), None)
+            found = self._run_of(db, _number_of(db, vantage_id), epoch_id, lane, counter)
+            return next(iter(self._rows(db, [(vantage_id, *found)])), None) if found else None
 
     def baselines(self) -> list[Kept]:
         """Every baseline that is kept, oldest first."""
@@ -470,34 +593,61 @@ class Store:
             rows = db.execute("SELECT vantage, id, json FROM baselines ORDER BY seen_ns").fetchall()
         return [Kept(*row) for row in rows]
 
-    def _rows(self, found: Sequence[tuple[Any, ...]]) -> list[Row]:
-        """Rows of ``_COLUMNS`` with their snapshots; those that were pruned meanwhile are left out."""
-        logged = [Place(*row[9:12]) for row in found if row[9] is not None and row[12] is None]
+    def _run_of(
+        self, db: sqlite3.Connection, number: int | None, epoch_id: int, lane: int, counter: int
+    ) -> tuple[_Run, Entry] | None:
+        found = db.execute(
+            f"SELECT {_RUN} FROM runs r WHERE vantage = ? AND epoch = ? AND lane = ? AND last >= ?"
+            " ORDER BY last LIMIT 1",
+            (number, _signed(epoch_id), lane, _ordered(counter)),
+        ).fetchone()
+        if found is None:
+            return None
+        run = _Run(*found)
+        for entry in entries_of(run.entries, run.leaf, run.offset):
+            if entry.counter == counter:
+                return run, entry
+        return None
+
+    def _rows(self, db: sqlite3.Connection, found: Sequence[tuple[str, _Run, Entry]]) -> list[Row]:
+        """Rows with their snapshots; those that were pruned meanwhile are left out."""
+        kept: dict[str, tuple[int, bytes]] = {}
+        places: list[Place] = []
+        for vantage_id, run, entry in found:
+            if vantage_id not in kept:
+                kept[vantage_id] = db.execute(
+                    "SELECT coalesce(kept_run, -1), kept FROM vantages WHERE vantage = ?", (vantage_id,)
+                ).fetchone()
+            if entry.place is not None and not (kept[vantage_id][0] == run.id and entry == _newest(run)):
+                places.append(entry.place)
         try:
-            read = dict(zip(logged, self.evidence.read(logged), strict=True))
+            read = dict(zip(places, self.evidence.read(places), strict=True))
         except EvidenceError as error:
             raise StoreError(str(error)) from None
         rows: list[Row] = []
-        for vantage, epoch, lane, counter, tick, received_ns, reason, mismatch, digest, *place, kept in (
-            row[:13] for row in found
-        ):
-            leaf: int | None = place[0]
-            sealed = _NOT_KEPT if leaf is None else sealed_of(kept) if kept is not None else read[Place(*place)]
+        for vantage_id, run, entry in found:
+            sealed: Sealed | None = _NOT_KEPT
+            if entry.place is not None:
+                sealed = read[entry.place] if entry.place in read else sealed_of(kept[vantage_id][1])
             if sealed is None:
                 continue
+            name = (run.vantage, run.epoch, run.lane, _ordered(entry.counter))
+            mismatch = db.execute(
+                "SELECT 1 FROM mismatches WHERE vantage = ? AND epoch = ? AND lane = ? AND counter = ?", name
+            ).fetchone()
             rows.append(
                 Row(
-                    vantage,
-                    _unsigned(epoch),
-                    lane,
-                    _unsigned(counter),
-                    _unsigned(tick),
-                    received_ns,
-                    RejectReason(reason) if reason else None,
-                    bool(mismatch),
+                    vantage_id,
+                    _unsigned(run.epoch),
+                    run.lane,
+                    entry.counter,
+                    entry.tick,
+                    run.received_ns,
+                    entry.reason,
+                    mismatch is not None,
                     sealed,
-                    leaf,
-                    digest,
+                    entry.place.leaf if entry.place else None,
+                    entry.digest or sealed.digest,
                 )
             )
         return rows
@@ -518,11 +668,34 @@ class Store:
 
 
 _NOT_KEPT: Final = Sealed(b"", b"", b"")
-_COLUMNS: Final = (
-    "s.vantage, s.epoch, s.lane, s.counter, s.tick, s.received_ns, s.reason, s.mismatch, s.digest,"
-    " s.leaf, s.offset, s.size, v.kept"
-)
-_SNAPSHOTS: Final = "snapshots s LEFT JOIN vantages v ON v.vantage = s.vantage AND v.latest = s.id"
+
+
+class _Run(NamedTuple):
+    """A row of ``runs``: the columns of ``_RUN``."""
+
+    id: int
+    vantage: int
+    epoch: int
+    lane: int
+    received_ns: int
+    leaf: int | None
+    offset: int | None
+    entries: bytes
+
+
+_RUN: Final = "r.id, r.vantage, r.epoch, r.lane, r.received_ns, r.leaf, r.offset, r.entries"
+# For each vantage its newest run with an accepted snapshot, which is never pruned.
+_LATEST: Final = "SELECT vantage, sum(accepted) AS accepted, max(latest) AS latest FROM lanes GROUP BY vantage"
+
+
+def _newest(run: _Run) -> Entry:
+    """The last accepted entry of a run that has one."""
+    return [entry for entry in entries_of(run.entries, run.leaf, run.offset) if entry.place is not None][-1]
+
+
+def _number_of(db: sqlite3.Connection, vantage_id: str) -> int | None:
+    found = db.execute("SELECT number FROM vantages WHERE vantage = ?", (vantage_id,)).fetchone()
+    return int(found[0]) if found else None
 
 
 def _claim(path: Path) -> int:
@@ -555,10 +728,10 @@ def _open(path: Path, max_bytes: int, busy_timeout_s: float) -> sqlite3.Connecti
                 f"BEGIN; {_SCHEMA} INSERT INTO log VALUES (1, {size}, x'{root.hex()}', {segment}, {end});"
                 f" PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
             )
-        elif version == 1:
+        elif version in (1, 2):
             raise StoreError(
-                f"{path} has schema 1, which no released broker wrote and this one does not read: move the file away "
-                "and start again"
+                f"{path} has schema {version}, which no released broker wrote and this one does not read: move the "
+                "file away and start again"
             )
         elif version != _SCHEMA_VERSION:
             raise StoreError(

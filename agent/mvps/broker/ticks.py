@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from mvps.broker.bundle import Bundle, Bundles, Figures, Report, Status
+from mvps.broker.bundle import NO_FIGURES, Bundle, Bundles, Figures, Report, Status
 from mvps.broker.history import History
+from mvps.trust import gate
 from mvps.trust.epochs import Epochs
-from mvps.trust.seal import Lane, SealHeader
+from mvps.trust.seal import Lane
 from mvps.v1 import snapshot_pb2 as pb
 
 MIN_DEADLINE_S: Final = 0.25
@@ -39,18 +40,18 @@ def severity(phase: int) -> int:
     return _SEVERITY.get(phase, 0)  # type: ignore[call-overload,no-any-return]  # the stub's enum is no int
 
 
-def figures_of(snapshot: pb.Snapshot) -> Figures:
-    """What a bundle keeps of a snapshot."""
-    worst, surface_name = pb.PHASE_CALIBRATING, ""
+def figures_of(said: gate.Figures) -> Figures:
+    """What a bundle keeps of an accepted snapshot."""
+    worst, surface_name = int(pb.PHASE_CALIBRATING), ""
     d2 = s = 0.0
-    for surface in snapshot.surfaces:
-        s = max(s, surface.vector.s)
-        if not surface.HasField("decision"):
-            continue
-        d2 = max(d2, surface.decision.d2)
-        if not surface_name or severity(surface.decision.phase) > severity(worst):
-            worst, surface_name = surface.decision.phase, surface.name
-    return Figures(int(worst), surface_name, d2, s, snapshot.lead)
+    for name, phase, surface_d2, surface_s, _ in said.surfaces:
+        s = max(s, surface_s)
+        if not phase:
+            continue  # no decision yet
+        d2 = max(d2, surface_d2)
+        if not surface_name or severity(phase) > severity(worst):
+            worst, surface_name = phase, name
+    return Figures(worst, surface_name, d2, s, said.lead)
 
 
 class Ticks:
@@ -88,20 +89,26 @@ class Ticks:
         """Further snapshots of a vantage in a tick that it had reported."""
         return self._bundles.repeated
 
-    def observe(self, header: SealHeader, period_ns: int, reason: int, figures: Figures, now_ns: int) -> None:
-        """A snapshot is settled: accepted and new (reason 0), or refused for its content.
-
-        period_ns: the snapshot's own T; 0 where the snapshot cannot be believed.
-        """
+    def observe(self, batch: gate.Batch, now_ns: int) -> None:
+        """A message is settled: what is new in it goes into the bundles."""
         if now_ns - self._followed_ns > _FOLLOW_NS:
             self._follow_epoch(now_ns)
-        if header.lane == Lane.BACKFILL:
-            if not reason:
-                self._bundles.backfill(header.vantage_id, header.tick * period_ns, now_ns, figures)
-            return
-        # What is refused has no tick to believe in: the time it was sealed says which it was meant for.
-        due_ns = header.tick * period_ns if period_ns else header.time_ns
-        self._bundles.report(header.vantage_id, due_ns, period_ns, now_ns, reason, figures)
+        repeats = set(batch.repeats)
+        for index in range(len(batch)):
+            if index in repeats:
+                continue
+            header, said = batch.header(index), batch.figures(index)
+            if said is None:
+                # What is refused has no tick to believe in: the time it was sealed says which it was meant for.
+                reason = int(batch.reason(index) or 0)
+                if header.lane == Lane.LIVE:
+                    self._bundles.report(header.vantage_id, header.time_ns, 0, now_ns, reason, NO_FIGURES)
+                continue
+            due_ns, figures = header.tick * said.tick_period_ns, figures_of(said)
+            if header.lane == Lane.LIVE:
+                self._bundles.report(header.vantage_id, due_ns, said.tick_period_ns, now_ns, 0, figures)
+            else:
+                self._bundles.backfill(header.vantage_id, due_ns, now_ns, figures)
 
     async def run(self) -> None:
         """Close bundles at their deadlines, until cancelled."""

@@ -42,6 +42,101 @@ class Judged(NamedTuple):
     fresh: bool
     refusal: Refusal | None
 
+class SurfaceFigures(NamedTuple):
+    """One surface of an accepted snapshot. phase: a number of mvps.v1.Phase, 0 without a decision; d2 is 0 then."""
+
+    name: str
+    phase: int
+    d2: float
+    s: float
+    farthest: str
+
+class Figures(NamedTuple):
+    """What an accepted snapshot says, as far as a broker looks at every one. lead: "" when no vantage moved."""
+
+    tick_period_ns: int
+    lateness_ns: int
+    lead: str
+    surfaces: tuple[SurfaceFigures, ...]
+
+class Run(NamedTuple):
+    """The items of one (vantage, epoch, lane) in a batch, in their order.
+
+    items: all of them; accepted: new and in order; refusals: reasons of those that are neither accepted nor repeats.
+    highest: counter of them all; last: of the new ones, which are in ``entries`` as the store keeps them (empty when
+    there are none; :mod:`mvps.broker.store` reads them). leaf, offset: place of its first leaf among those of
+    :meth:`Batch.leaves`, in leaves and bytes. newest: index of the last accepted item or -1; first_tick and
+    first_period_ns, tick and period_ns are those of the first and last accepted one, missed the ticks that lie between
+    them and have no snapshot. d2: largest D^2 of a decision in an accepted one, or -1.
+    """
+
+    vantage_id: str
+    epoch_id: int
+    lane: int
+    items: int
+    accepted: int
+    refusals: list[RejectReason]
+    highest: int
+    last: int
+    entries: bytes
+    leaf: int
+    offset: int
+    newest: int
+    first_tick: int
+    first_period_ns: int
+    tick: int
+    period_ns: int
+    missed: int
+    d2: float
+
+@final
+class Batch:
+    """One message of a stream as a gate judged it: its items up to the first whose seal does not hold.
+
+    ``len()`` of it and indexes count those whose seal holds. A repeat is settled when the store has said what was
+    recorded for its counter; ``acks`` before that answers it as accepted.
+    """
+
+    def __len__(self) -> int: ...
+    @property
+    def nonce(self) -> bytes:
+        """As it stands in the envelope, whatever its length."""
+    @property
+    def count(self) -> int:
+        """Items in the envelope."""
+    @property
+    def refused(self) -> Refusal | None:
+        """Why the last item that was judged has no seal that holds; None when all have one."""
+    @property
+    def repeats(self) -> list[int]:
+        """Items whose counter was seen before."""
+    @property
+    def accepted(self) -> list[int]:
+        """Items that are new and in order."""
+    @property
+    def accepted_live(self) -> list[int]:
+        """Those of them on the live lane."""
+    @property
+    def with_baselines(self) -> list[int]:
+        """Accepted items that carry baselines."""
+    def header(self, index: int, /) -> SealHeader: ...
+    def sealed(self, index: int, /) -> tuple[bytes, bytes, bytes]:
+        """(header, body, tag)."""
+    def body(self, index: int, /) -> bytes: ...
+    def reason(self, index: int, /) -> RejectReason | None:
+        """Why it is refused; None also for a duplicate."""
+    def duplicate(self, index: int, /) -> bool: ...
+    def figures(self, index: int, /) -> Figures | None:
+        """None unless it is accepted."""
+    def settle(self, index: int, reason: RejectReason | None, /) -> None:
+        """A repeat is a duplicate (None) or refused. ValueError for what is no repeat."""
+    def runs(self) -> list[Run]:
+        """Its items by (vantage, epoch, lane), in the order of their first ones."""
+    def leaves(self) -> tuple[bytes, bytes]:
+        """Leaves of the accepted items, run by run and nothing between them, and their hashes."""
+    def acks(self) -> list[tuple[str, int, bytes]]:
+        """(vantage id, epoch id, serialised mvps.v1.Acks) for all items, one for each vantage and epoch."""
+
 class SealingKey(Protocol):
     """What a gate asks of a key that is no HmacKey."""
 
@@ -75,13 +170,13 @@ class Gate:
     """Who was heard, under which key and with which counters. For one thread; :mod:`mvps.trust.gate` has the rules.
 
     resolve: asked for every (vantage id, epoch id) whose key is not held; the answer is a Refusal or the key with the
-    times ``(key, from_ns, until_ns, retire_ns)``. It may not use the gate. What else it raises ends ``admit`` without
-    an answer, and ``rewind`` has to follow.
+    times ``(key, from_ns, until_ns, retire_ns, tick_ns)``. It may not use the gate. What else it raises ends ``admit``
+    without an answer, and ``rewind`` has to follow.
     """
 
     def __new__(
         cls,
-        resolve: Callable[[str, int], Refusal | tuple[HmacKey | SealingKey, int, int, int]],
+        resolve: Callable[[str, int], Refusal | tuple[HmacKey | SealingKey, int, int, int, int]],
         live_past_ns: int,
         backfill_past_ns: int,
         future_ns: int,
@@ -89,6 +184,12 @@ class Gate:
     ) -> Gate: ...
     def admit(self, items: Sequence[tuple[bytes, bytes, bytes]], now_ns: int, /) -> list[Judged]:
         """Judge (header, body, tag) in their order, up to and including the first whose seal does not hold."""
+    def judge(self, message: bytes, nonce: bytes, now_ns: int, /) -> Batch:
+        """Judge the items of a serialised mvps.v1.Batch as :meth:`admit` does, with the interpreter's lock released.
+
+        nonce: of the stream, or empty before its first batch. A message with another nonce, one of a wrong length, or
+        more than MAX_BATCH_ITEMS items is not judged at all. ValueError for bytes that are no Batch.
+        """
     def commit(self, vantage_id: str, epoch_id: int, lane: int, counter: int, /) -> None:
         """The store has ``counter``."""
     def rewind(self) -> None:
@@ -101,3 +202,6 @@ def parse_header(header: bytes, /) -> SealHeader | Refusal:
 
 def check_body(body: bytes, vantage_id: str, tick: int, time_ns: int, past_ns: int, future_ns: int) -> Refusal | None:
     """None if ``body`` is a snapshot inside all limits and domains that agrees with the other arguments."""
+
+def merkle_append(size: int, peaks: bytes, hashes: bytes, /) -> tuple[bytes, bytes]:
+    """New nodes in storage order, and the new peaks, after appending leaf hashes (:class:`mvps.trust.merkle.Tree`)."""

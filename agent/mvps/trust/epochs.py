@@ -67,12 +67,14 @@ class _Epoch(NamedTuple):
 class Validity(NamedTuple):
     """When an epoch counts, by sealing time in ns: from ``from_ns`` until before ``until_ns``.
 
-    On the live lane also only before ``retire_ns``. All three are below 2**64.
+    On the live lane also only before ``retire_ns``. tick_ns: no snapshot of it has a shorter tick period. All of them
+    are below 2**64.
     """
 
     from_ns: int
     until_ns: int
     retire_ns: int
+    tick_ns: int = 0
 
 
 class Epochs:
@@ -222,7 +224,8 @@ class Epochs:
         epoch = self._epochs.get(epoch_id)
         if epoch is None:
             raise SealError(RejectReason.UNKNOWN_EPOCH, f"epoch {epoch_id} is not known: its manifest is missing")
-        return Validity(epoch.manifest.from_ns, epoch.manifest.until_ns, epoch.retire_ns)
+        manifest = epoch.manifest
+        return Validity(manifest.from_ns, manifest.until_ns, epoch.retire_ns, manifest.tick_ms * 1_000_000)
 
     # ---- with the lock held
 

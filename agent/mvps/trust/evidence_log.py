@@ -195,6 +195,15 @@ class EvidenceLog:
 
         Until :meth:`commit` they do not count. After an EvidenceError nothing of them is left.
         """
+        first, following = self.extend(leaves, b"".join(map(leaf_hash, leaves)))
+        offsets = itertools.accumulate(map(len, leaves), initial=first.offset)
+        return [Place(*each) for each in zip(itertools.count(first.leaf), offsets, map(len, leaves))], following
+
+    def extend(self, parts: Sequence[bytes], hashes: bytes) -> tuple[Place, LogState]:
+        """As :meth:`append`, of leaves that stand one after another in ``parts``, and their leaf hashes.
+
+        Returns where the first one is; its size is that of all.
+        """
         if self._pending is not None:
             raise ValueError("the last append was neither committed nor rolled back")
         state = self.state
@@ -202,13 +211,9 @@ class EvidenceLog:
         fresh = end >= self._segment_bytes
         if fresh:
             segment, end = state.size, 0
-        places: list[Place] = []
-        offset = end
-        for index, leaf in enumerate(leaves, state.size):
-            places.append(Place(index, offset, len(leaf)))
-            offset += len(leaf)
+        first = Place(state.size, end, sum(map(len, parts)))
         tree = self._tree.copy()
-        nodes = tree.append(map(leaf_hash, leaves))
+        nodes = tree.extend(hashes)
         root = tree.head.root
         try:
             if fresh:
@@ -216,8 +221,8 @@ class EvidenceLog:
                 os.close(self._newest)
                 self._newest = -1
                 self._newest = _open_private(self._path(segment))
-            _write(self._newest, b"".join(leaves), end)
-            _write(self._nodes, b"".join(nodes), node_count(state.size) * HASH_BYTES)
+            _write(self._newest, b"".join(parts), end)
+            _write(self._nodes, nodes, node_count(state.size) * HASH_BYTES)
             os.fdatasync(self._newest)
             if fresh:
                 _sync_folder(self._folder)
@@ -226,9 +231,9 @@ class EvidenceLog:
             raise EvidenceError(
                 f"{self._folder} cannot be written: {getattr(error, 'strerror', None) or error}; free space on its disk"
             ) from error
-        following = LogState(tree.size, root, segment, offset)
+        following = LogState(tree.size, root, segment, end + first.size)
         self._pending = (following, tree)
-        return places, following
+        return first, following
 
     def commit(self) -> None:
         """The owner has recorded the state of the last append."""
@@ -393,7 +398,7 @@ class EvidenceLog:
         tree = Tree(state.segment, [_node(self._nodes, nodes_path, *peak) for peak in peaks_of(state.segment)])
         try:
             leaves = split_leaves(lambda size, offset: os.pread(self._newest, size, offset), state.end)
-            nodes = b"".join(tree.append(leaf_hash(leaf_of(sealed)) for _, sealed in leaves))
+            nodes = tree.extend(b"".join(leaf_hash(leaf_of(sealed)) for _, sealed in leaves))
         except EvidenceError as error:
             raise EvidenceError(f"{path} is damaged {error}: put it back from a backup") from None
         if tree.head != (state.size, state.root):

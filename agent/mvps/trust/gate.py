@@ -10,8 +10,8 @@ One call judges a batch, each item in this order and no other:
 3. counter, strictly above the highest one of (vantage, epoch, lane). Before time, since a duplicate of an accepted
    snapshot is a duplicate however old it has become;
 4. time: inside the window around now, and sealed while its epoch counted (:mod:`mvps.trust.epochs`);
-5. body: wire format, closed schema, limits and domains, canonical only (native/snapshot.h says what that is). The
-   counter is spent whatever the body is worth.
+5. body: wire format, closed schema, limits and domains, canonical only (native/snapshot.h says what that is), and no
+   tick period below the epoch's. The counter is spent whatever the body is worth.
 
 It ends with the first item whose seal does not hold. What follows spends no counter, so that its sender, whose stream
 is ended, can send it again in order.
@@ -27,7 +27,18 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from mvps.trust import _gate
-from mvps.trust._gate import SCHEMA_VERSION, Gate, HmacKey, Judged, Refusal, parse_header
+from mvps.trust._gate import (
+    SCHEMA_VERSION,
+    Batch,
+    Figures,
+    Gate,
+    HmacKey,
+    Judged,
+    Refusal,
+    Run,
+    SurfaceFigures,
+    parse_header,
+)
 from mvps.trust.epochs import Validity
 from mvps.trust.limits import MAX_VANTAGES
 from mvps.trust.replay import LaneKey, Window
@@ -35,11 +46,15 @@ from mvps.trust.seal import KeySource, Purpose, SealError, SealHeader
 
 __all__ = [
     "SCHEMA_VERSION",
+    "Batch",
     "EpochSource",
+    "Figures",
     "Gate",
     "HmacKey",
     "Judged",
     "Refusal",
+    "Run",
+    "SurfaceFigures",
     "Validity",
     "check_body",
     "open_gate",
@@ -66,13 +81,13 @@ def open_gate(
     committed: counters the store has; their vantages count towards ``max_vantages`` and are never refused for it.
     """
 
-    def resolve(vantage_id: str, epoch_id: int) -> Refusal | tuple[_gate.SealingKey, int, int, int]:
+    def resolve(vantage_id: str, epoch_id: int) -> Refusal | tuple[_gate.SealingKey, int, int, int, int]:
         try:
             key = epochs.sealing_key(vantage_id, epoch_id, Purpose.SNAPSHOT)
-            from_ns, until_ns, retire_ns = epochs.validity(epoch_id)
+            validity = epochs.validity(epoch_id)
         except SealError as error:
             return Refusal(error.reason, error.detail)
-        return key, from_ns, until_ns, retire_ns
+        return key, *validity
 
     gate = Gate(resolve, window.live_past_ns, window.backfill_past_ns, window.future_ns, max_vantages)
     for (vantage_id, epoch_id, lane), counter in (committed or {}).items():
