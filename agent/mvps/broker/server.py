@@ -31,6 +31,7 @@ from mvps.broker.metrics import BrokerCollector, MetricsEndpoint
 from mvps.broker.settings import BrokerSettings
 from mvps.broker.state import FleetState, without_baselines
 from mvps.broker.store import Row, Store, StoreError
+from mvps.limiter.flows import Flows
 from mvps.trust import limits
 from mvps.trust.epochs import Epochs
 from mvps.trust.gate import SCHEMA_VERSION
@@ -89,6 +90,8 @@ class Broker:
         self.evidence: Final = Evidence(
             self._store.evidence, self._watch.signing, urls=settings.witnesses, period_s=settings.bundle_period_s
         )
+        # Behind a limiter: tells it whose packets are not a stranger's.
+        self.flows: Final = Flows(Path(settings.limiter)) if settings.limiter else None
         self._fence = self._store.fence
         self._stream_ids = count(1)
         self._connected: defaultdict[str, set[int]] = defaultdict(set)
@@ -117,7 +120,7 @@ class Broker:
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         self.address = _bind(server, self.settings.listen)
         if self.settings.metrics:
-            self.metrics = MetricsEndpoint(BrokerCollector(self.info, self.vantages), self.settings.metrics)
+            self.metrics = MetricsEndpoint(BrokerCollector(self.info, self.vantages, self.flows), self.settings.metrics)
             try:
                 await self.metrics.start()
             except (OSError, ValueError) as error:
@@ -132,6 +135,7 @@ class Broker:
         self._tasks = [
             loop.create_task(self._watch.run(self.admission.keys_changed)),
             loop.create_task(self.evidence.run()),
+            *([loop.create_task(self.flows.run())] if self.flows is not None else []),
         ]
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
@@ -150,6 +154,8 @@ class Broker:
             self._server = None
         if self.metrics is not None:
             await self.metrics.stop()
+        if self.flows is not None:
+            self.flows.close()
         await asyncio.to_thread(self._store.close)
         # Only what this broker bound: after a failed start the path belongs to somebody else.
         if self.address.startswith("unix:"):
@@ -201,6 +207,8 @@ class Broker:
                 yield acks
         finally:
             self.streams -= 1
+            if self.flows is not None:
+                self.flows.forget(context.peer(), stream)
             for name in names:
                 self._connected[name].discard(stream)
                 if not self._connected[name]:
@@ -239,6 +247,8 @@ class Broker:
                 )
             items = [Sealed(item.header, item.body, item.tag) for item in batch.items]
             verdicts, refused = self.admission.judge(items, time.time_ns())
+            if verdicts and not names and self.flows is not None:
+                self.flows.prove(context.peer(), stream)  # its seal holds, whatever becomes of the snapshot
             try:
                 # In a task of its own: what is committed counts, also when the stream ends meanwhile.
                 await asyncio.shield(self._in_background(self._settle(verdicts, stream)))

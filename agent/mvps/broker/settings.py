@@ -43,6 +43,9 @@ class BrokerSettings(BaseModel):
         {}, description="witness name, as in the manifest -> URL prefix it answers at, http or https"
     )
     check_decisions: bool = Field(True, description="recompute every decision from its baseline and compare")
+    limiter: str = Field(
+        "", description='where the XDP limiter is pinned, such as /run/mvps.limiter; "" for no limiter'
+    )
     remote_queries: bool = Field(False, description="answer queries from other hosts too (they are not sealed)")
 
     def window(self) -> Window:

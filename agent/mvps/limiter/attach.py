@@ -81,6 +81,15 @@ def attach(folder: Path, interfaces: Sequence[str], plan: Plan, mode: Mode = Mod
     made again. Nothing is changed when an interface is missing, has another XDP program or refuses the mode.
     """
     places = _prepare(folder)
+    try:
+        _replace(places, interfaces, plan, mode)
+    except LimiterError:
+        _remove_if_empty(folder)
+        raise
+    return states(folder)
+
+
+def _replace(places: Path, interfaces: Sequence[str], plan: Plan, mode: Mode) -> None:
     known = [name for path in places.iterdir() if (name := layout.interface_of(path.name))]
     wanted = list(dict.fromkeys([*interfaces, *known]))
     with _lock(), BpfObject(_OBJECT) as program:
@@ -111,7 +120,6 @@ def attach(folder: Path, interfaces: Sequence[str], plan: Plan, mode: Mode = Mod
         finally:
             for descriptor in [*held, *(link for _, link in fresh)]:
                 os.close(descriptor)
-    return states(folder)
 
 
 def states(folder: Path) -> list[Place]:
@@ -145,15 +153,23 @@ def detach(folder: Path) -> list[str]:
         # Links first: no program may be in force without the maps that show it.
         for path in sorted(places.iterdir(), key=lambda path: layout.interface_of(path.name) is None):
             path.unlink()
-        places.rmdir()
     except PermissionError:
         raise LimiterError(f"may not remove {places}: removing the limiter needs root") from None
+    _remove_if_empty(folder)
+    return names
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove the pin folder and its mount, if they hold nothing any more."""
+    try:
+        pins(folder).rmdir()
+    except OSError:
+        return
     # A BPF file system has files of the kernel's own; a folder is another version's.
     if os.path.ismount(folder) and not any(path.is_dir() for path in folder.iterdir()):
         _libc().umount2(os.fsencode(folder), _MNT_DETACH)
         with contextlib.suppress(OSError):
             folder.rmdir()
-    return names
 
 
 class Watcher:

@@ -56,11 +56,12 @@ class Flows:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder: Final = folder
         self._path = folder / layout.SCHEMA / "flows"
         self._map: BpfMap | None = None
         self._pin: tuple[int, int] | None = None
         self._peers: dict[_Peer, int] = {}
-        self._streams: Counter[_Peer] = Counter()
+        self._streams: dict[_Peer, set[int]] = {}
         self.refused: Counter[str] = Counter()
         self.trouble = ""
         self.refresh()
@@ -69,23 +70,24 @@ class Flows:
         """Proven peers."""
         return len(self._peers)
 
-    def prove(self, peer: str, vantages: int = 1) -> None:
-        """One more stream of this peer has shown a seal that holds; ``vantages`` share the connection."""
+    def prove(self, peer: str, stream: int, vantages: int = 1) -> None:
+        """This stream of the peer has shown a seal that holds; ``vantages`` share the connection. Idempotent."""
         parsed = parse_peer(peer)
         if parsed is None:
             return
-        self._streams[parsed] += 1
+        self._streams.setdefault(parsed, set()).add(stream)
         if parsed not in self._peers:
             self._peers[parsed] = vantages
             self._write(parsed)
 
-    def forget(self, peer: str) -> None:
-        """A stream that was proven has ended; with its last one the peer is a stranger again."""
+    def forget(self, peer: str, stream: int) -> None:
+        """This stream has ended, proven or not; with its last proven one the peer is a stranger again. Idempotent."""
         parsed = parse_peer(peer)
-        if parsed is None or parsed not in self._streams:
+        streams = self._streams.get(parsed) if parsed is not None else None
+        if parsed is None or streams is None:
             return
-        self._streams[parsed] -= 1
-        if self._streams[parsed] > 0:
+        streams.discard(stream)
+        if streams:
             return
         del self._streams[parsed], self._peers[parsed]
         if self._map is not None:

@@ -163,6 +163,15 @@ def plan(
     )
 
 
+def relevant(manifests: Iterable[Manifest], now_s: float) -> list[Manifest]:
+    """The manifests whose vantages may connect: in force, about to be, and the one before while it is not retired."""
+    known = sorted(manifests, key=lambda manifest: manifest.epoch_id)
+    begun = [manifest for manifest in known if manifest.from_s <= now_s]
+    waiting = [manifest for manifest in known if manifest.from_s > now_s]
+    kept = begun[-2:] if begun and now_s < begun[-1].retire_s else begun[-1:]
+    return kept + waiting
+
+
 def _fit(sources: Mapping[Network, set[str]]) -> tuple[dict[Network, set[str]], int]:
     """At most MAX_SHARDS - 1 prefixes of at most MAX_LENGTHS lengths a family, and how many had to be widened.
 
