@@ -10,7 +10,8 @@
  *    draw from the flow's own budget and then from the total of its prefix, never from anything a stranger can empty.
  *  - Everything else draws from handshake budgets: per CPU, per prefix of the manifest (the longest that matches; shard
  * 0 for unlisted sources), one for SYNs and one for the rest, then from one total per CPU. Nothing is inserted for it.
- *  - A budget is a GCRA in one u64: the time until which it is spent, in ns of CLOCK_MONOTONIC_COARSE. A frame costs
+ *  - A budget is a GCRA in one u64: the time until which it is spent, in ns. The clock is jiffies times `jiffy_ns`, a
+ *    plain load, where the coarse clock's helper took 4 ns of 36 here; it steps every 1 to 10 ms. A frame costs
  *    `packet_ns` plus its length in bytes (Ethernet header included, checksum not) times `byte_ns_x1024` / 1024, and
  *    fits while the spent time stays within `burst_ns` of now. Packets alone, bytes alone and any mix of them are so
  *    held by one compare-and-swap; one that keeps failing drops the packet and is counted as `contended`.
@@ -113,6 +114,9 @@ struct tcp {
     u32 acknowledgement;
     u8 offset;
     u8 flags;
+    __be16 window;
+    __be16 checksum;
+    __be16 urgent;
 };
 
 /* What became of a frame. Up to UNREADABLE they passed, from FLOW_OVER on they were dropped. */
@@ -138,6 +142,8 @@ struct verdict_cell {
     u64 packets[VERDICTS];
     u64 bytes[VERDICTS];
     u64 idle_flows; /* packets of flows that were idle for too long; they are judged, and counted, as strangers */
+    u64 spent;      /* of the host's budget for all that is not proven */
+    u64 drops;      /* for sampling */
 };
 
 struct flow_key {
@@ -174,8 +180,9 @@ struct limits {
     u32 plan;
     u16 port; /* as read, not in network order */
     u16 reserved;
+    u32 jiffy_ns;
     u32 program; /* id of the program that goes with this plan; for readers, who may not open a link */
-    u32 masks4; /* how many of the following are used, longest first */
+    u32 masks4;  /* how many of the following are used, longest first */
     u32 masks6;
     u32 mask4[MAX_LENGTHS];
     struct mask6 mask6[MAX_LENGTHS];
@@ -194,11 +201,6 @@ struct handshake {
     u64 rest_spent;
     u64 syn_dropped;
     u64 rest_dropped;
-};
-
-struct host_cell {
-    u64 spent;
-    u64 drops; /* of any kind, for sampling */
 };
 
 struct prefix4 {
@@ -243,13 +245,6 @@ struct {
     __type(key, u32);
     __type(value, struct handshake);
 } handshakes SEC(".maps");
-
-struct {
-    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-    __uint(max_entries, 1);
-    __type(key, u32);
-    __type(value, struct host_cell);
-} host_cells SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);
@@ -334,15 +329,10 @@ static __always_inline u32 shard_of(const u32 *address, const struct limits *lim
     return 0;
 }
 
-static __always_inline int count(enum verdict verdict, u32 length)
+static __always_inline int count(enum verdict verdict, u32 length, struct verdict_cell *cell)
 {
-    u32 zero = 0;
-    struct verdict_cell *cell = bpf_map_lookup_elem(&verdicts, &zero);
-
-    if (cell) {
-        cell->packets[verdict]++;
-        cell->bytes[verdict] += length;
-    }
+    cell->packets[verdict]++;
+    cell->bytes[verdict] += length;
     return verdict < VERDICT_FLOW_OVER ? XDP_PASS : XDP_DROP;
 }
 
@@ -369,15 +359,15 @@ static __attribute__((noinline)) int remember(struct flow_key *key, u32 length)
     return 0;
 }
 
-static __always_inline int drop(enum verdict verdict, struct flow_key *key, u32 length, struct host_cell *host)
+static __always_inline int drop(enum verdict verdict, struct flow_key *key, u32 length, struct verdict_cell *cell)
 {
-    if (!(host->drops++ & (SAMPLE - 1)))
+    if (!(cell->drops++ & (SAMPLE - 1)))
         remember(key, length);
-    return count(verdict, length);
+    return count(verdict, length, cell);
 }
 
 static __always_inline int judge_flow(struct flow *flow, struct flow_key *key, const struct limits *limit,
-                                      struct host_cell *host, u64 now, u32 length)
+                                      struct verdict_cell *cell, u64 now, u32 length)
 {
     struct shard *shard;
     u32 index;
@@ -390,22 +380,22 @@ static __always_inline int judge_flow(struct flow *flow, struct flow_key *key, c
     index = flow->shard;
     shard = bpf_map_lookup_elem(&shards, &index);
     if (!shard)
-        return count(VERDICT_PROVEN, length); /* cannot be: the index comes from this plan's prefixes */
+        return count(VERDICT_PROVEN, length, cell); /* cannot be: the index comes from this plan's prefixes */
     over = charge(&flow->spent, now, &limit->flow, length, flow->vantages);
     if (over) {
         __sync_fetch_and_add(&flow->dropped, 1);
-        return drop(over > 0 ? VERDICT_FLOW_OVER : VERDICT_CONTENDED, key, length, host);
+        return drop(over > 0 ? VERDICT_FLOW_OVER : VERDICT_CONTENDED, key, length, cell);
     }
     over = charge(&shard->spent, now, &shard->total, length, 1);
     if (over) {
         __sync_fetch_and_add(&shard->dropped, 1);
-        return drop(over > 0 ? VERDICT_PREFIX_OVER : VERDICT_CONTENDED, key, length, host);
+        return drop(over > 0 ? VERDICT_PREFIX_OVER : VERDICT_CONTENDED, key, length, cell);
     }
-    return count(VERDICT_PROVEN, length);
+    return count(VERDICT_PROVEN, length, cell);
 }
 
 static __always_inline int judge_stranger(enum verdict kind, struct flow_key *key, const struct limits *limit,
-                                          struct host_cell *host, u64 now, u32 length)
+                                          struct verdict_cell *cell, u64 now, u32 length)
 {
     u32 index = shard_of(key->address, limit);
     struct shard *shard = bpf_map_lookup_elem(&shards, &index);
@@ -414,19 +404,19 @@ static __always_inline int judge_stranger(enum verdict kind, struct flow_key *ke
     int over;
 
     if (!shard || !own)
-        return drop(VERDICT_CONTENDED, key, length, host); /* cannot be, as above; rather closed than open */
+        return drop(VERDICT_CONTENDED, key, length, cell); /* cannot be, as above; rather closed than open */
     over = charge(syn ? &own->syn_spent : &own->rest_spent, now, &shard->handshake, length, 1);
     if (over) {
         if (syn)
             own->syn_dropped++;
         else
             own->rest_dropped++;
-        return drop(over > 0 ? kind + OVER : VERDICT_CONTENDED, key, length, host);
+        return drop(over > 0 ? kind + OVER : VERDICT_CONTENDED, key, length, cell);
     }
-    over = charge(&host->spent, now, &limit->host, length, 1);
+    over = charge(&cell->spent, now, &limit->host, length, 1);
     if (over)
-        return drop(over > 0 ? VERDICT_HOST_OVER : VERDICT_CONTENDED, key, length, host);
-    return count(kind, length);
+        return drop(over > 0 ? VERDICT_HOST_OVER : VERDICT_CONTENDED, key, length, cell);
+    return count(kind, length, cell);
 }
 
 /* Reads source, port and kind of TCP to `port`. VERDICTS means: not ours, let it pass. */
@@ -512,7 +502,7 @@ int limiter(struct xdp_md *ctx)
     struct ethernet *frame = data;
     struct flow_key key = {};
     struct limits *limit;
-    struct host_cell *host;
+    struct verdict_cell *cell;
     struct flow *flow;
     enum verdict kind;
     __be16 protocol;
@@ -535,8 +525,8 @@ int limiter(struct xdp_md *ctx)
         at = tag + 1;
     }
     limit = bpf_map_lookup_elem(&limits, &zero);
-    host = bpf_map_lookup_elem(&host_cells, &zero);
-    if (!limit || !host)
+    cell = bpf_map_lookup_elem(&verdicts, &zero);
+    if (!limit || !cell)
         return XDP_PASS;
     if (protocol == bpf_htons(ETH_P_IP))
         kind = read_ipv4(at, end, bpf_htons(limit->port), &key);
@@ -547,18 +537,16 @@ int limiter(struct xdp_md *ctx)
     if (kind == VERDICTS)
         return XDP_PASS;
     length = bpf_xdp_get_buff_len(ctx);
-    now = bpf_ktime_get_coarse_ns();
+    now = bpf_jiffies64() * limit->jiffy_ns;
     if (kind == VERDICT_STRANGER) {
         flow = bpf_map_lookup_elem(&flows, &key);
         if (flow) {
             if (!flow->spent || now < flow->spent + limit->idle_ns)
-                return judge_flow(flow, &key, limit, host, now, length);
-            struct verdict_cell *cell = bpf_map_lookup_elem(&verdicts, &zero);
-            if (cell)
-                cell->idle_flows++;
+                return judge_flow(flow, &key, limit, cell, now, length);
+            cell->idle_flows++;
         }
     }
-    return judge_stranger(kind, &key, limit, host, now, length);
+    return judge_stranger(kind, &key, limit, cell, now, length);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -35,7 +35,7 @@ from mvps.probes import libbpf
 from mvps.probes.libbpf import BpfError, BpfMap, BpfObject
 
 GROUP: Final = "mvps"
-_OBJECT: Final = Path(libbpf.__file__).parent / "bpf/limiter.bpf.o"
+OBJECT: Final = Path(libbpf.__file__).parent / "bpf/limiter.bpf.o"
 _PROGRAM: Final = "limiter"
 _BPF_FS: Final = 0xCAFE4A11
 _MNT_DETACH: Final = 2
@@ -92,10 +92,8 @@ def attach(folder: Path, interfaces: Sequence[str], plan: Plan, mode: Mode = Mod
 def _replace(places: Path, interfaces: Sequence[str], plan: Plan, mode: Mode) -> None:
     known = [name for path in places.iterdir() if (name := layout.interface_of(path.name))]
     wanted = list(dict.fromkeys([*interfaces, *known]))
-    with _lock(), BpfObject(_OBJECT) as program:
-        _load(program, places, plan)
-        fd = program.program_fds()[_PROGRAM]
-        number = _fill(program, places, plan, libbpf.program_info(fd).id)
+    with _lock(), load(plan, places) as program:
+        fd = program_fd(program)
         fresh: list[tuple[str, int]] = []
         held: list[int] = []
         try:
@@ -109,7 +107,7 @@ def _replace(places: Path, interfaces: Sequence[str], plan: Plan, mode: Mode) ->
                     fresh.append((name, _new_link(fd, name, index, mode)))
             for link in held:
                 libbpf.update_link(link, fd)
-            _pin(program, places, number)
+            _pin(program, places)
             for name, link in fresh:
                 path = places / layout.link_name(name)
                 path.unlink(missing_ok=True)  # severed
@@ -132,7 +130,7 @@ def states(folder: Path) -> list[Place]:
         raise NotAttachedError(f"no limiter in {folder}: `mvps broker attach --interface IF` installs it") from None
     except PermissionError:
         raise LimiterError(f"may not read {places}: be root, or a member of the group {GROUP}") from None
-    program = limits[10]
+    program = limits[11]
     found = []
     for name in names:
         index = _index(name, required=False)
@@ -274,21 +272,20 @@ def _lock() -> Iterator[None]:
         yield
 
 
-def _load(program: BpfObject, places: Path, plan: Plan) -> None:
-    prefixes = [shard.prefix for shard in plan.shards if shard.prefix is not None]
-    program.set_entries("flows", MAX_FLOWS)
-    program.set_entries("shards", len(plan.shards))
-    program.set_entries("handshakes", len(plan.shards))
-    program.set_entries("prefixes4", max(1, sum(prefix.version == 4 for prefix in prefixes)))
-    program.set_entries("prefixes6", max(1, sum(prefix.version == 6 for prefix in prefixes)))
+def load(plan: Plan, places: Path | None = None) -> BpfObject:
+    """The program with the maps of a plan, attached to nothing; flows and counters are those pinned in ``places``."""
+    program = BpfObject(OBJECT)
     lasting: list[int] = []
     try:
-        for name in layout.LASTING_MAPS:
+        _size(program, plan)
+        for name, path in _lasting(places):
             with contextlib.suppress(FileNotFoundError):
-                lasting.append(libbpf.open_pin(places / name))
+                lasting.append(libbpf.open_pin(path))
                 program.reuse(name, lasting[-1])
         program.load()
+        _fill(program, plan, _number(places))
     except BpfError as error:
+        program.close()
         if error.errno == errno.EPERM:
             raise LimiterError(
                 "loading the limiter needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (mvps-limiter.service)"
@@ -297,27 +294,49 @@ def _load(program: BpfObject, places: Path, plan: Plan) -> None:
     finally:
         for fd in lasting:
             os.close(fd)
+    return program
 
 
-def _fill(program: BpfObject, places: Path, plan: Plan, program_id: int) -> int:
-    """Write the plan into the new maps; returns its number."""
-    try:
-        number = _read_limits(places)[7] % 0xFFFFFFFF + 1
-    except FileNotFoundError:
-        number = 1
+def program_fd(program: BpfObject) -> int:
+    """Descriptor of the loaded limiter itself."""
+    return program.program_fds()[_PROGRAM]
+
+
+def _lasting(places: Path | None) -> list[tuple[str, Path]]:
+    return [(name, places / name) for name in layout.LASTING_MAPS] if places is not None else []
+
+
+def _size(program: BpfObject, plan: Plan) -> None:
+    prefixes = [shard.prefix for shard in plan.shards if shard.prefix is not None]
+    program.set_entries("flows", MAX_FLOWS)
+    program.set_entries("shards", len(plan.shards))
+    program.set_entries("handshakes", len(plan.shards))
+    program.set_entries("prefixes4", max(1, sum(prefix.version == 4 for prefix in prefixes)))
+    program.set_entries("prefixes6", max(1, sum(prefix.version == 6 for prefix in prefixes)))
+
+
+def _fill(program: BpfObject, plan: Plan, number: int) -> None:
     with (
         program.map("limits") as limits,
         program.map("shards") as shards,
         program.map("prefixes4") as prefixes4,
         program.map("prefixes6") as prefixes6,
     ):
+        program_id = libbpf.program_info(program_fd(program)).id
         limits.put(layout.INDEX.pack(0), layout.pack_limits(plan, number, program_id))
         for index, shard in enumerate(plan.shards):
             shards.put(layout.INDEX.pack(index), layout.pack_shard(shard.handshake, shard.total))
             if shard.prefix is not None:
                 of = prefixes4 if shard.prefix.version == 4 else prefixes6
                 of.put(layout.prefix_key(shard.prefix), layout.INDEX.pack(index))
-    return number
+
+
+def _number(places: Path | None) -> int:
+    """The number of the next plan; never 0, which stands for a flow that has none yet."""
+    try:
+        return _read_limits(places)[7] % 0xFFFFFFFF + 1 if places is not None else 1
+    except FileNotFoundError:
+        return 1
 
 
 def _read_limits(places: Path) -> tuple[int, ...]:
@@ -367,13 +386,13 @@ def _new_link(program: int, name: str, index: int, mode: Mode) -> int:
         raise LimiterError(f"cannot attach to {name}: {error}") from error
 
 
-def _pin(program: BpfObject, places: Path, number: int) -> None:
+def _pin(program: BpfObject, places: Path) -> None:
     """Pin the maps; those of a plan take the place of the last plan's."""
     for name, mode in layout.LASTING_MAPS.items() | layout.PLAN_MAPS.items():
         path = places / name
         if name in layout.LASTING_MAPS and path.exists():
             continue
-        fresh = places / f"{name}_{number}"
+        fresh = places / f"{name}_new"
         fresh.unlink(missing_ok=True)  # left by one that was killed
         with program.map(name) as one:
             libbpf.pin(one.fd, fresh)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+import time
 from pathlib import Path
 from typing import Final, TypeAlias
 from urllib.parse import quote, unquote
@@ -22,11 +23,15 @@ SCHEMA: Final = "v1"
 
 FLOW_KEY: Final = struct.Struct("<16s2s2x")  # address, IPv4 mapped; port in network order
 FLOW: Final = struct.Struct("<QQIIII")  # spent, dropped, plan, shard, vantages
-LIMITS: Final = struct.Struct(f"<3Q3QQIHHIII{4 * MAX_LENGTHS}s{20 * MAX_LENGTHS}s4x")
+LIMITS: Final = struct.Struct(f"<3Q3QQIHHIIII{4 * MAX_LENGTHS}s{20 * MAX_LENGTHS}s")
 SHARD: Final = struct.Struct("<3Q3QQQ64x")  # handshake, total, spent, dropped
 HANDSHAKE: Final = struct.Struct("<QQQQ")  # spent on SYNs, on the rest; dropped SYNs, dropped rest
 SOURCE: Final = struct.Struct("<QQ")  # packets, bytes
 INDEX: Final = struct.Struct("<I")
+
+# The kernel's tick, as the resolution of its coarse clock tells.
+_CLOCK_MONOTONIC_COARSE: Final = 6  # of linux/time.h; Python has no name for it
+JIFFY_NS: Final = round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e9)
 
 PASSED: Final = ("proven", "syn", "stranger", "fragment", "unreadable")
 DROPPED: Final = (
@@ -34,7 +39,7 @@ DROPPED: Final = (
     "contended",
 )  # fmt: skip
 VERDICTS: Final = PASSED + DROPPED
-VERDICT_CELL: Final = struct.Struct(f"<{2 * len(VERDICTS) + 1}Q")  # packets, bytes by verdict; idle flows
+VERDICT_CELL: Final = struct.Struct(f"<{2 * len(VERDICTS) + 1}Q16x")  # packets, bytes by verdict; idle flows
 
 # Pinned maps: those of a plan are replaced with it, the others stay. Mode of their files; the group is the broker's.
 PLAN_MAPS: Final = {"limits": 0o640, "shards": 0o640, "handshakes": 0o640, "prefixes4": 0o640, "prefixes6": 0o640}
@@ -85,6 +90,7 @@ def pack_limits(plan: Plan, number: int, program: int) -> bytes:
         number,
         plan.port,
         0,
+        JIFFY_NS,
         program,
         len(masks4),
         len(masks6),
