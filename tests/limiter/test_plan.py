@@ -66,6 +66,12 @@ def test_rates_follow_the_tick_and_have_a_floor(base: Manifest) -> None:
     assert slow.flow.packets_per_s == pytest.approx(planning.MEASURED.floor, rel=1e-3)
 
 
+def test_handshakes_do_not_depend_on_the_tick(base: Manifest) -> None:
+    slow, fast = (plan([manifest(base, {"a": ["10.0.0.5/32"]}, tick_ms=tick)], 7447) for tick in (1000, 50))
+    assert slow.shards[1].handshake == fast.shards[1].handshake
+    assert slow.shards[1].handshake.packets_per_s == pytest.approx(planning.MEASURED.connect_packets, rel=1e-3)
+
+
 def test_of_two_manifests_the_faster_tick_counts(base: Manifest) -> None:
     both = [manifest(base, {"a": []}, tick_ms=1000), manifest(base, {"a": []}, tick_ms=100)]
     assert plan(both, 7447).flow == plan(both[::-1], 7447).flow == plan(both[1:], 7447).flow

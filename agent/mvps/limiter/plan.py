@@ -5,12 +5,13 @@ A budget is a rate of packets and of bytes that may be used *together*: half of 
 bytes (Ethernet frame without checksum), so packets without bytes could come at twice their rate and no more. What fits
 at once, above the rate, is its burst.
 
-Three kinds (bpf/limiter.bpf.c says how they are charged):
+Four kinds (bpf/limiter.bpf.c says how they are charged):
 
 - *flow*: one connection on which the broker has verified a seal; ``factor`` times a vantage's own traffic.
 - *total* of a prefix: all its proven flows, as many flow budgets as vantages may send from it.
-- *handshake* of a prefix, on each CPU: everything not proven, as much as its vantages need to connect again at once.
-  *host*, on each CPU: all handshakes, whatever prefix they claim to come from.
+- *handshake* of a prefix, on each CPU: everything not proven; all its vantages may connect at once and then once a
+  second, and one of them may begin with the largest batch.
+- *host*, on each CPU: all handshakes, whatever prefix they claim to come from.
 
 Figures of a vantage's own traffic are measured (docs/limiter.md); factor, floor and host budget are ours.
 """
@@ -148,7 +149,10 @@ def plan(
         return Shard(
             prefix,
             vantages,
-            handshake=budget(many * rate[0], many * rate[1], batch[0] + connects[0], batch[1] + connects[1]),
+            # Every vantage once a second, whatever its tick.
+            handshake=budget(
+                max(traffic.floor, connects[0]), connects[1], batch[0] + connects[0], batch[1] + connects[1]
+            ),
             total=budget(many * rate[0], many * rate[1], many * batch[0], many * batch[1]),
         )
 
