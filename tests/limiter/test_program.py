@@ -82,6 +82,10 @@ FRAMES = {
     "IPv4 options before TCP": (frame(ip(options=[IPOption_RR(length=39)]), tcp("S")), "syn"),
     "IPv4 header longer than the frame": (frame(ip(ihl=15), tcp("S"))[:54], "unreadable"),
     "IPv4 header length of 4": (frame(ip(ihl=1), tcp("S")), "untouched"),
+    "IPv4 header length of 0, where its own length looks like the port": (
+        frame(ip(ihl=0, len=PORT), tcp("S")),
+        "untouched",
+    ),
     "one VLAN tag": (frame(Dot1Q(vlan=7), ip(), tcp("S")), "syn"),
     "two VLAN tags, 802.1ad outside": (frame(Dot1AD(vlan=7), Dot1Q(vlan=8), ip(), tcp("S")), "syn"),
     "two VLAN tags, both 802.1Q": (frame(Dot1Q(vlan=7), Dot1Q(vlan=8), ip6(), tcp("A")), "stranger"),
@@ -157,6 +161,12 @@ def test_proven_is_the_whole_address_of_ipv6() -> None:
         assert table.judge(frame(ip6(), tcp())) == "proven"
         assert table.judge(frame(ip6("2001:db8:0:1::5"), tcp())) == "stranger_over"
         assert table.judge(frame(ip6("::a00:5"), tcp())) == "stranger_over"
+
+
+def test_an_ipv6_address_that_ends_like_an_ipv4_one_is_not_that_one() -> None:
+    with Table(plan_of("10.0.0.5/32", handshake=packets(1))) as table:
+        assert table.judge(frame(ip6("::1:a00:5"), tcp("S"))) == "syn"  # of the unlisted
+        assert table.judge(from_host("S")) == "syn"
 
 
 def test_a_syn_or_fragment_that_claims_a_proven_flow_is_a_strangers() -> None:
