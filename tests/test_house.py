@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "vantages": {"coherence", "probes"},
     "stream": {"trust", "v1"},
     "witness": {"trust"},
-    "broker": {"coherence", "trust", "v1"},
+    "limiter": {"probes", "trust"},
+    "broker": {"coherence", "limiter", "trust", "v1"},
     "cost": {"broker", "trust", "v1"},
     "daemon": {"coherence", "probes", "stream", "trust", "vantages", "v1"},
     "cli": {
@@ -30,6 +31,7 @@ MAY_IMPORT = {
         "cost",
         "daemon",
         "interop",
+        "limiter",
         "probes",
         "provoke",
         "stream",

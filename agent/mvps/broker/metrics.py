@@ -16,25 +16,32 @@ from prometheus_client.core import CollectorRegistry, CounterMetricFamily, Gauge
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from mvps.limiter import counters
+from mvps.limiter.attach import LimiterError
+from mvps.limiter.flows import Flows
 from mvps.v1 import snapshot_pb2, stream_pb2
 
 # Vantages that are named at a time; the alarms' totals are always whole.
 _MOST_NAMED: Final = 100
+# Sources of dropped packets; an attacker chooses their names.
+_MOST_SOURCES: Final = 10
 
 
 class BrokerCollector(Collector):
     """The broker's state as metric families.
 
-    info, vantages: what the broker answers to ServerInfo and ListVantages.
+    info, vantages: what the broker answers to ServerInfo and ListVantages. flows: of a broker behind a limiter.
     """
 
     def __init__(
         self,
         info: Callable[[], stream_pb2.ServerInfo],
         vantages: Callable[[], stream_pb2.ListVantagesResponse],
+        flows: Flows | None = None,
     ) -> None:
         self._info = info
         self._vantages = vantages
+        self._flows = flows
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
@@ -70,6 +77,8 @@ class BrokerCollector(Collector):
         yield from _evidence(info.evidence)
         yield from _bundles(info)
         yield from _fleet(known)
+        if self._flows is not None:
+            yield from _limiter(self._flows)
 
 
 def _evidence(evidence: stream_pb2.Evidence) -> Iterator[Metric]:
@@ -124,6 +133,43 @@ def _fleet(known: list[stream_pb2.VantageSummary]) -> Iterator[Metric]:
             alarms.add_metric([name, alarm], 1)
     yield alarms
     yield GaugeMetricFamily("mvps_broker_clones", "Vantages that may have been cloned.", value=len(clones))
+
+
+def _limiter(flows: Flows) -> Iterator[Metric]:
+    try:
+        reading = counters.read(flows.folder, top=_MOST_SOURCES)
+    except (LimiterError, OSError):
+        reading = None
+    failing = bool(flows.trouble) or reading is None
+    yield GaugeMetricFamily("mvps_limiter_failing", "1 while the limiter cannot be used or read.", value=failing)
+    yield GaugeMetricFamily("mvps_limiter_proven_flows", "Peers with a budget of their own.", value=len(flows))
+    refused = CounterMetricFamily("mvps_limiter_flows_refused", "Peers not entered, by cause.", labels=["cause"])
+    for cause, count in sorted(flows.refused.items()):
+        refused.add_metric([cause], count)
+    yield refused
+    if reading is None:
+        return
+    interfaces = GaugeMetricFamily(
+        "mvps_limiter_interface", "1: attached, 0: severed.", labels=["interface", "state", "mode"]
+    )
+    for place in reading.places:
+        interfaces.add_metric([place.interface, place.state, place.mode], place.state == "attached")
+    yield interfaces
+    packets = CounterMetricFamily("mvps_limiter_packets", "Packets judged, by verdict.", labels=["verdict"])
+    size = CounterMetricFamily("mvps_limiter_bytes", "Their bytes, Ethernet header included.", labels=["verdict"])
+    for verdict, (number, length) in reading.verdicts.items():
+        packets.add_metric([verdict], number)
+        size.add_metric([verdict], length)
+    yield packets
+    yield size
+    yield CounterMetricFamily(
+        "mvps_limiter_idle_flow_packets", "Packets of flows idle for too long.", value=reading.idle_flows
+    )
+    # Gauges: who is shown changes, and its figure begins anew after it was pushed out.
+    sources = GaugeMetricFamily("mvps_limiter_source_packets", "Dropped, by source; about.", labels=["source"])
+    for source in reading.sources:
+        sources.add_metric([str(source.network)], source.packets)
+    yield sources
 
 
 class MetricsEndpoint:

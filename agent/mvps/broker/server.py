@@ -45,6 +45,7 @@ from mvps.broker.settings import BrokerSettings
 from mvps.broker.state import FleetState, without_baselines
 from mvps.broker.store import NOTHING, CounterKey, Store, StoreError
 from mvps.broker.ticks import Ticks
+from mvps.limiter.flows import Flows
 from mvps.trust import limits
 from mvps.trust.epochs import Epochs
 from mvps.trust.gate import SCHEMA_VERSION, Batch, Run
@@ -113,6 +114,8 @@ class Broker:
         )
         self.ticks: Final = Ticks(self.epochs, self._history, deadline_s=settings.bundle_deadline_s)
         self.answers: Final = Answers(self._history)
+        # Behind a limiter: tells it whose packets are not a stranger's.
+        self.flows: Final = Flows(Path(settings.limiter)) if settings.limiter else None
         self._fence = self._store.fence
         self._stream_ids = count(1)
         self._connected: defaultdict[str, set[int]] = defaultdict(set)
@@ -148,7 +151,7 @@ class Broker:
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         self.address = _bind(server, self.settings.listen)
         if self.settings.metrics:
-            self.metrics = MetricsEndpoint(BrokerCollector(self.info, self.vantages), self.settings.metrics)
+            self.metrics = MetricsEndpoint(BrokerCollector(self.info, self.vantages, self.flows), self.settings.metrics)
             try:
                 await self.metrics.start()
             except (OSError, ValueError) as error:
@@ -164,6 +167,7 @@ class Broker:
             loop.create_task(self._watch.run(self.admission.keys_changed)),
             loop.create_task(self.evidence.run()),
             loop.create_task(self.ticks.run()),
+            *([loop.create_task(self.flows.run())] if self.flows is not None else []),
         ]
         if self._rechecker is not None:
             self._tasks.append(loop.create_task(self._rechecker.run()))
@@ -184,6 +188,8 @@ class Broker:
             self._server = None
         if self.metrics is not None:
             await self.metrics.stop()
+        if self.flows is not None:
+            self.flows.close()
         await asyncio.to_thread(self._store.close)
         if self._history is not None:
             await asyncio.to_thread(self._history.close)
@@ -248,6 +254,8 @@ class Broker:
                 yield acks
         finally:
             self.streams -= 1
+            if self.flows is not None:
+                self.flows.forget(context.peer(), stream)
             for name in names:
                 self._connected[name].discard(stream)
                 if not self._connected[name]:
@@ -270,6 +278,8 @@ class Broker:
                 admitted = await self._judge(context, message, nonce)
                 batch = admitted.batch
                 nonce = batch.nonce
+                if len(batch) and not names and self.flows is not None:
+                    self.flows.prove(context.peer(), stream)  # its seal holds, whatever becomes of the snapshot
                 if len(batch):
                     try:
                         await self._commit(admitted, stream)

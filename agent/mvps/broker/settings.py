@@ -68,6 +68,9 @@ class BrokerSettings(BaseModel):
     check_share: float = Field(
         0.1, ge=0.01, le=1.0, description="share of one core for that; decisions beyond it are drawn by chance"
     )
+    limiter: str = Field(
+        "", description='where the XDP limiter is pinned, such as /run/mvps.limiter; "" for no limiter'
+    )
     remote_queries: bool = Field(False, description="answer queries from other hosts too (they are not sealed)")
 
     @field_validator("history")

@@ -21,9 +21,9 @@ from mvps.cli import exits
 AddAction: TypeAlias = Callable[[str, str, str], argparse.ArgumentParser]
 
 
-def actions_of(parser: argparse.ArgumentParser) -> AddAction:
-    """What adds an action to a verb; the parsed name is in ``arguments.action``."""
-    places = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+def actions_of(parser: argparse.ArgumentParser, *, required: bool = True) -> AddAction:
+    """What adds an action to a verb; the parsed name is in ``arguments.action``, None where none is required."""
+    places = parser.add_subparsers(dest="action", metavar="ACTION", required=required)
 
     def add(name: str, summary: str, examples: str) -> argparse.ArgumentParser:
         action = places.add_parser(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mvps broker``: a broker in the foreground."""
+"""``mvps broker``: a broker in the foreground; its actions install, show and remove the XDP limiter in front of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvps.cli import exits
+from mvps.cli import exits, limiter
 
 if TYPE_CHECKING:
     from mvps.broker.settings import BrokerSettings
@@ -31,17 +31,21 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--operator", metavar="KEY", help="the operator's public key or a file; wins over the file")
     parser.add_argument("--manifests", metavar="DIR", type=Path, help="signed manifests; wins over the file")
     parser.add_argument("--metrics", metavar="ADDRESS", help='host:port of /metrics, "" for none; wins over the file')
+    parser.add_argument("--limiter", metavar="DIR", help='where the XDP limiter is pinned, "" for none')
     parser.epilog = (
         "examples:\n"
         "  mvps broker --listen 0.0.0.0:7447\n"
         "  mvps broker --key broker.key --operator operator.pub --manifests manifests --database broker.db\n"
         "exit codes: 0 ended by a signal, 2 the settings are bad, 4 a file or port cannot be had"
     )
+    limiter.declare(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal ends it."""
+    """Serve until a signal ends it, or carry out the action."""
     settings = _settings(arguments)
+    if arguments.action is not None:
+        return limiter.run(arguments, settings)
 
     from mvps.broker.epoch_watch import NoEpochError
     from mvps.broker.server import BrokerError
@@ -69,7 +73,7 @@ def _settings(arguments: argparse.Namespace) -> BrokerSettings:
             given = tomllib.loads(path.read_text())
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise exits.Failure(exits.USAGE, f"{path}: {error}") from None
-    for name in ("listen", "database", "key", "operator", "manifests", "metrics"):
+    for name in ("listen", "database", "key", "operator", "manifests", "metrics", "limiter"):
         if (value := getattr(arguments, name)) is not None:
             given[name] = value
     try:

@@ -78,6 +78,16 @@ def _load() -> ct.CDLL:
         "bpf_prog_get_next_id": (number, [ct.c_uint32, ct.POINTER(ct.c_uint32)]),
         "bpf_prog_get_fd_by_id": (number, [ct.c_uint32]),
         "bpf_prog_test_run_opts": (number, [number, pointer]),
+        "bpf_map__reuse_fd": (number, [pointer, number]),
+        "bpf_map_lookup_elem": (number, [number, pointer, pointer]),
+        "bpf_map_update_elem": (number, [number, pointer, pointer, ct.c_uint64]),
+        "bpf_map_delete_elem": (number, [number, pointer]),
+        "bpf_map_get_next_key": (number, [number, pointer, pointer]),
+        "bpf_obj_pin": (number, [number, text]),
+        "bpf_obj_get_opts": (number, [text, pointer]),
+        "bpf_link_create": (number, [number, number, number, pointer]),
+        "bpf_link_update": (number, [number, number, pointer]),
+        "bpf_xdp_query": (number, [number, number, pointer]),
     }
     for name, (result, arguments) in prototypes.items():
         function = getattr(lib, name)
@@ -201,6 +211,230 @@ def test_run(fd: int) -> int:
     return int(options.retval)
 
 
+def run_packet(fd: int, packet: bytes, repeat: int = 1) -> tuple[int, int]:
+    """Run an XDP program on a packet, ``repeat`` times: its last verdict, and ns per run as the kernel measured it.
+
+    The kernel refuses packets shorter than an Ethernet header (14 bytes).
+    """
+    data = ct.create_string_buffer(packet, len(packet))
+    options = _TestRunOptions(
+        sz=ct.sizeof(_TestRunOptions), data_in=ct.addressof(data), data_size_in=len(packet), repeat=repeat
+    )
+    result = library().bpf_prog_test_run_opts(fd, ct.byref(options))
+    if result:
+        raise BpfError(-result, f"running a program on a packet of {len(packet)} bytes")
+    return int(options.retval), int(options.duration)
+
+
+# ---- maps, links and pins by descriptor
+
+_PERCPU_TYPES = frozenset({5, 6, 10})  # BPF_MAP_TYPE_PERCPU_HASH, _ARRAY, LRU_PERCPU_HASH
+_BPF_NOEXIST = 1
+_BPF_F_RDONLY = 1 << 3
+_BPF_XDP = 37  # attach type
+
+
+class MapInfo(ct.Structure):
+    """``struct bpf_map_info`` up to its name; a test compares it with the kernel's BTF."""
+
+    _fields_ = [
+        ("type", ct.c_uint32),
+        ("id", ct.c_uint32),
+        ("key_size", ct.c_uint32),
+        ("value_size", ct.c_uint32),
+        ("max_entries", ct.c_uint32),
+        ("map_flags", ct.c_uint32),
+        ("name", ct.c_char * 16),
+    ]
+
+
+class BpfMap:
+    """A map by its descriptor, which it owns. Keys and values are bytes; a per-CPU map's value is one per possible CPU.
+
+    Reading and writing through a descriptor needs no capability, opening a pin needs its file permissions only
+    (kernel 5.19, commit c8644cd0efe7: unprivileged_bpf_disabled stops loading and creating alone).
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        info, size = MapInfo(), ct.c_uint32(ct.sizeof(MapInfo))
+        if library().bpf_obj_get_info_by_fd(fd, ct.byref(info), ct.byref(size)):
+            number = ct.get_errno()
+            os.close(fd)
+            raise BpfError(number, "reading map information")
+        self.name = info.name.decode()
+        self.map_id = int(info.id)
+        self.key_size = int(info.key_size)
+        self.value_size = int(info.value_size)
+        self.entries = int(info.max_entries)
+        self._copies = possible_cpus() if info.type in _PERCPU_TYPES else 1
+
+    def __enter__(self) -> BpfMap:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def get(self, key: bytes) -> bytes | None:
+        """Value at ``key``, of a per-CPU map all copies one after the other; None if there is none."""
+        self._check(key, self.key_size)
+        stride = (self.value_size + 7) // 8 * 8 if self._copies > 1 else self.value_size
+        value = ct.create_string_buffer(stride * self._copies)
+        if library().bpf_map_lookup_elem(self.fd, key, value):
+            if ct.get_errno() == errno.ENOENT:
+                return None
+            raise BpfError(ct.get_errno(), f"reading from {self.name}")
+        return value.raw
+
+    def put(self, key: bytes, value: bytes, *, only_new: bool = False) -> bool:
+        """Set a value. False: ``only_new`` was asked and there is one. BpfError E2BIG when the map is full."""
+        self._check(key, self.key_size)
+        self._check(value, self.value_size * self._copies)
+        if library().bpf_map_update_elem(self.fd, key, value, _BPF_NOEXIST if only_new else 0):
+            if only_new and ct.get_errno() == errno.EEXIST:
+                return False
+            raise BpfError(ct.get_errno(), f"writing to {self.name}")
+        return True
+
+    def remove(self, key: bytes) -> bool:
+        """Remove a key; False if it was not there."""
+        self._check(key, self.key_size)
+        if library().bpf_map_delete_elem(self.fd, key):
+            if ct.get_errno() == errno.ENOENT:
+                return False
+            raise BpfError(ct.get_errno(), f"removing from {self.name}")
+        return True
+
+    def all_keys(self) -> list[bytes]:
+        """Keys at this moment; at most the map's size, however it changes meanwhile."""
+        found: list[bytes] = []
+        key = ct.create_string_buffer(self.key_size)
+        last: Any = None
+        while len(found) < self.entries and not library().bpf_map_get_next_key(self.fd, last, key):
+            found.append(key.raw)
+            last = found[-1]
+        return found
+
+    def _check(self, given: bytes, size: int) -> None:
+        # libbpf reads as many bytes as the map says, whatever it is given.
+        if len(given) != size:
+            raise ValueError(f"{self.name}: {len(given)} bytes given, {size} needed")
+
+
+class _GetOptions(ct.Structure):
+    """``struct bpf_obj_get_opts``."""
+
+    _fields_ = [("sz", ct.c_size_t), ("file_flags", ct.c_uint32)]
+
+
+def open_pin(path: Path, *, read_only: bool = False) -> int:
+    """Descriptor of what is pinned at ``path``; FileNotFoundError, PermissionError: the file's permissions decide."""
+    options = _GetOptions(sz=ct.sizeof(_GetOptions), file_flags=_BPF_F_RDONLY if read_only else 0)
+    fd: int = library().bpf_obj_get_opts(os.fsencode(path), ct.byref(options))
+    if fd in (-errno.ENOENT, -errno.EACCES, -errno.EPERM):
+        raise OSError(-fd, os.strerror(-fd), str(path))  # Python makes the right one of it
+    if fd < 0:
+        raise BpfError(-fd, f"opening {path}")
+    return fd
+
+
+def pin(fd: int, path: Path) -> None:
+    """Keep a map, program or link alive under a path in a BPF file system, beyond the life of this process."""
+    result = library().bpf_obj_pin(fd, os.fsencode(path))
+    if result:
+        raise BpfError(-result, f"pinning at {path}")
+
+
+class LinkInfo(ct.Structure):
+    """``struct bpf_link_info`` of an XDP link. ``ifindex`` is 0 once its interface is gone."""
+
+    _fields_ = [
+        ("type", ct.c_uint32),
+        ("id", ct.c_uint32),
+        ("prog_id", ct.c_uint32),
+        ("reserved", ct.c_uint32),
+        ("ifindex", ct.c_uint32),
+        ("rest", ct.c_uint8 * 60),
+    ]
+
+
+def link_info(fd: int) -> LinkInfo:
+    """The kernel's record of a link."""
+    info, size = LinkInfo(), ct.c_uint32(ct.sizeof(LinkInfo))
+    if library().bpf_obj_get_info_by_fd(fd, ct.byref(info), ct.byref(size)):
+        raise BpfError(ct.get_errno(), "reading link information")
+    return info
+
+
+class _LinkOptions(ct.Structure):
+    """``struct bpf_link_create_opts`` as far as XDP reads it; libbpf takes the rest as zero."""
+
+    _fields_ = [("sz", ct.c_size_t), ("flags", ct.c_uint32)]
+
+
+XDP_GENERIC = 1 << 1
+XDP_NATIVE = 1 << 2
+
+
+def attach_xdp(program: int, ifindex: int, flags: int) -> int:
+    """Descriptor of a new link; the program stays attached while the link is open or pinned.
+
+    flags: XDP_NATIVE or XDP_GENERIC. EBUSY or EEXIST: another program is there.
+    """
+    options = _LinkOptions(sz=ct.sizeof(_LinkOptions), flags=flags)
+    fd: int = library().bpf_link_create(program, ifindex, _BPF_XDP, ct.byref(options))
+    if fd < 0:
+        raise BpfError(-fd, f"attaching to interface {ifindex}")
+    return fd
+
+
+def update_link(link: int, program: int) -> None:
+    """Put another program in the place of a link's, between two packets."""
+    result = library().bpf_link_update(link, program, None)
+    if result:
+        raise BpfError(-result, "replacing the program of a link")
+
+
+class XdpQuery(ct.Structure):
+    """``struct bpf_xdp_query_opts``. attach_mode: 0 none, 1 native, 2 generic, 3 hardware, 4 several."""
+
+    _fields_ = [
+        ("sz", ct.c_size_t),
+        ("prog_id", ct.c_uint32),
+        ("drv_prog_id", ct.c_uint32),
+        ("hw_prog_id", ct.c_uint32),
+        ("skb_prog_id", ct.c_uint32),
+        ("attach_mode", ct.c_uint8),
+    ]
+
+
+def query_xdp(ifindex: int) -> XdpQuery:
+    """What is attached to an interface of this network namespace; needs no privilege."""
+    found = XdpQuery(sz=ct.sizeof(XdpQuery))
+    result = library().bpf_xdp_query(ifindex, 0, ct.byref(found))
+    if result:
+        raise BpfError(-result, f"asking what is attached to interface {ifindex}")
+    return found
+
+
+def program_name(program_id: int) -> str:
+    """Name of a loaded program by its id, "" if it is gone or may not be asked for (root only)."""
+    fd: int = library().bpf_prog_get_fd_by_id(program_id)
+    if fd < 0:
+        return ""
+    try:
+        name: bytes = program_info(fd).name
+        return name.decode()
+    finally:
+        os.close(fd)
+
+
 class BpfObject:
     """One ``.bpf.o``: opened, then loaded, then attached; everything goes when it is closed or the process ends.
 
@@ -294,6 +528,16 @@ class BpfObject:
             if not link:
                 raise BpfError(ct.get_errno(), f"attaching {self.name}/{name}")
             self._links.append(link)
+
+    def reuse(self, map_name: str, fd: int) -> None:
+        """Take an existing map in place of a new one; before load only. Its definition must be the same."""
+        result = self._lib.bpf_map__reuse_fd(self._map(map_name), fd)
+        if result:
+            raise BpfError(-result, f"{self.name}: taking over {map_name}")
+
+    def map(self, map_name: str) -> BpfMap:
+        """A loaded map, under a descriptor of its own."""
+        return BpfMap(os.dup(self._lib.bpf_map__fd(self._map(map_name))))
 
     def program_fds(self) -> dict[str, int]:
         """Loaded program name -> descriptor."""
