@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "witness": {"trust"},
     "limiter": {"probes", "trust"},
     "broker": {"coherence", "limiter", "trust", "v1"},
-    "cost": {"broker", "trust", "v1"},
+    "cost": {"limiter", "probes", "trust", "v1"},
     "daemon": {"coherence", "probes", "stream", "trust", "vantages", "v1"},
     "cli": {
         "broker",

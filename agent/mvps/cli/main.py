@@ -41,7 +41,7 @@ VERBS = (
     Verb("doctor", "doctor", "find out what keeps this host from being watched"),
     Verb("record", "record", "write what the vantages see to a file, for offline evaluation"),
     Verb("capture", "capture", "read the companion drafts' messages in a capture file"),
-    Verb("cost", "cost", "what the programs cost the kernel, measured live"),
+    Verb("cost", "cost", "what brokers, AI vantages and floods cost; or, live, what the programs cost the kernel"),
     Verb("config", "config", "print or check settings"),
     Verb("key", "key", "make, show and rotate keys"),
     Verb("enroll", "enroll", "ask for a host's admission, or approve it"),

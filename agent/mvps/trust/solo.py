@@ -43,6 +43,7 @@ def make_site(
     vantage_ids: Iterable[str],
     *,
     tick_ms: int = 1000,
+    rate_factor: int = 4,
     profile: Profile = Profile.CWT,
     from_s: int | None = None,
     valid_s: int = 86400,
@@ -63,6 +64,7 @@ def make_site(
         retire_s=begin,
         broker=Broker("broker", broker.public),
         tick_ms=tick_ms,
+        rate_factor=rate_factor,
         profile=profile,
         vantages=vantages,
     )
