@@ -55,7 +55,7 @@ class BrokerSettings(BaseModel):
     )
     check_decisions: bool = Field(True, description="recompute decisions from their baselines and compare")
     check_share: float = Field(
-        0.1, ge=0.01, le=1.0, description="share of one core for that; decisions beyond it are drawn by chance"
+        0.05, ge=0.01, le=1.0, description="share of one core for that; decisions beyond it are drawn by chance"
     )
     remote_queries: bool = Field(False, description="answer queries from other hosts too (they are not sealed)")
 
