@@ -280,12 +280,18 @@ async def test_a_vantage_beyond_its_rate_is_not_read_and_loses_nothing(tmp_path:
         assert dict(broker.throttled) == {each: int(each is lane) for each in Lane}
         await calls[1].write(batch(items[-1]))
         assert acks_of(await calls[1].read(), host) == [(257, *ACCEPTED)]
+        # 60 more make a pause of 10 s, in which the next one is not looked at.
+        await calls[1].write(batch(*(host.seal(lane=lane) for _ in range(60))))
+        assert len(acks_of(await calls[1].read(), host)) == 60
+        await calls[1].write(batch(host.seal(lane=lane)))
+        await asyncio.sleep(0.3)
+        assert broker.accepted == 258 + 60
         # The other vantage and the other lane have rates of their own.
         other = Host(host.site, "host-2")
         assert await exchange(stub, other, other.seal(lane=lane)) == [(0, *ACCEPTED)]
-        assert sum(broker.throttled.values()) == 2
+        assert sum(broker.throttled.values()) == 3
         info = await stub.ServerInfo(pb.ServerInfoRequest())
-        assert info.throttled[lane.name.lower()] == 2
+        assert info.throttled[lane.name.lower()] == 3
         assert info.throttled_seconds[lane.name.lower()] > 0.1
 
 
