@@ -44,7 +44,7 @@ import grpc
 from bench import verify
 from bench.harness import WORK, Result
 from mvps.broker.admission import Admission
-from mvps.broker.server import Broker
+from mvps.broker.server import Broker, calm_collector
 from mvps.broker.settings import BrokerSettings
 from mvps.broker.state import FleetState
 from mvps.broker.store import Store
@@ -147,6 +147,7 @@ class Usage:
 def broker_process(pipe: Connection, folder: Path, cpu: int, durable: bool) -> None:
     """Serve until told to stop; answer "usage" meanwhile."""
     os.sched_setaffinity(0, {cpu})
+    calm_collector()
     asyncio.run(_serve(pipe, folder, durable))
 
 

@@ -5,16 +5,16 @@ enum { VARINT = 0, FIXED64 = 1, BYTES = 2, FIXED32 = 5 };
 enum { BATCH_STREAM_NONCE = 1, BATCH_ITEMS = 2 };
 enum { SEALED_HEADER = 1, SEALED_BODY = 2, SEALED_TAG = 3 };
 
-// At most ten bytes, of which the last has one bit that counts; what is beyond 64 bits is dropped.
-static bool read_varint(struct span *in, uint64_t *value)
+enum { MOST_OF_TAG = 5, MOST_OF_VALUE = 10 };
+
+// Of at most `most` bytes; what is beyond 64 bits is dropped, as protobuf does it.
+static bool read_varint(struct span *in, unsigned most, uint64_t *value)
 {
     uint64_t sum = 0;
-    for (unsigned i = 0; i < 10 && i < in->size; i++) {
+    for (unsigned i = 0; i < most && i < in->size; i++) {
         uint8_t byte = in->at[i];
         sum |= (uint64_t)(byte & 0x7f) << (7 * i);
         if (byte < 0x80) {
-            if (i == 9 && byte > 1)
-                return false;
             in->at += i + 1;
             in->size -= i + 1;
             *value = sum;
@@ -28,12 +28,12 @@ static bool read_varint(struct span *in, uint64_t *value)
 static bool next(struct span *in, uint64_t *number, struct span *data)
 {
     uint64_t tag, size;
-    if (!read_varint(in, &tag) || tag < 8 || tag > UINT32_MAX)
+    if (!read_varint(in, MOST_OF_TAG, &tag) || tag < 8 || tag > UINT32_MAX)
         return false;
     *number = 0;
     switch (tag & 7) {
     case VARINT:
-        return read_varint(in, &size);
+        return read_varint(in, MOST_OF_VALUE, &size);
     case FIXED64:
         size = 8;
         break;
@@ -41,7 +41,7 @@ static bool next(struct span *in, uint64_t *number, struct span *data)
         size = 4;
         break;
     case BYTES:
-        if (!read_varint(in, &size))
+        if (!read_varint(in, MOST_OF_TAG, &size))
             return false;
         *number = tag >> 3;
         break;

@@ -13,13 +13,14 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from wire_samples import SECOND, Host, new_host, now_tick, settings, snapshot
 
 from mvps.broker.server import Broker, BrokerError, EmbeddedBroker, serve
 from mvps.broker.store import StoreError
 from mvps.trust.limits import MAX_BATCH_ITEMS, NONCE_BYTES
 from mvps.trust.reasons import RejectReason
-from mvps.trust.seal import Lane, Sealed
+from mvps.trust.seal import Lane, Sealed, parse_header
 from mvps.v1 import stream_pb2 as pb
 from mvps.v1 import stream_pb2_grpc
 
@@ -225,6 +226,111 @@ async def test_streams_have_a_limit(tmp_path: Path) -> None:
         code, said = await status_of(stub.Stream())
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "raise max_streams" in said
+
+
+async def test_a_vantage_has_so_many_streams_and_what_the_next_one_brings_is_not_lost(tmp_path: Path) -> None:
+    async with running(tmp_path, max_streams_per_vantage=2) as (broker, host, stub):
+        calls = []
+        for _ in range(2):
+            calls.append(stub.Stream())
+            await calls[-1].write(batch(host.seal()))
+            await calls[-1].read()
+        extra = stub.Stream()
+        await extra.write(batch(host.seal()))
+        assert acks_of(await extra.read(), host) == [(2, *ACCEPTED)]
+        code, said = await status_of(extra)
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "raise max_streams_per_vantage" in said
+        other = Host(host.site, "host-2")
+        assert await exchange(stub, other, other.seal()) == [(0, *ACCEPTED)]
+        calls[0].cancel()
+        async with asyncio.timeout(30):
+            while len(broker._connected["host-1"]) > 1:
+                await asyncio.sleep(0.01)
+        assert await exchange(stub, host, host.seal()) == [(3, *ACCEPTED)]
+        assert broker.counters()["streams_refused.max_streams_per_vantage"] == 1
+
+
+async def test_a_connection_has_so_many_streams(tmp_path: Path) -> None:
+    async with running(tmp_path, max_streams_per_connection=2) as (broker, host, stub):
+        calls = [stub.Stream() for _ in range(2)]
+        for call in calls:
+            await call.write(batch(host.seal()))
+            await call.read()
+        waiting = stub.Stream()  # HTTP/2: the client keeps it back until there is room
+        sending = asyncio.create_task(waiting.write(batch(host.seal())))
+        await asyncio.sleep(0.2)
+        assert broker.streams == 2
+        calls[0].cancel()
+        await sending
+        assert acks_of(await waiting.read(), host) == [(2, *ACCEPTED)]
+
+
+@pytest.mark.parametrize("lane", Lane)
+async def test_a_vantage_beyond_its_rate_is_not_read_and_loses_nothing(tmp_path: Path, lane: Lane) -> None:
+    async with running(tmp_path, backfill_rate=4) as (broker, host, stub):
+        calls = [stub.Stream() for _ in range(2)]
+        items = [host.seal(lane=lane) for _ in range(MAX_BATCH_ITEMS + 2)]
+        await calls[0].write(batch(*items[:MAX_BATCH_ITEMS]))
+        assert len(acks_of(await calls[0].read(), host)) == MAX_BATCH_ITEMS
+        assert not any(broker.throttled.values())
+        # Another stream of the same vantage: they share the rate, which is 4 in a second here.
+        await calls[1].write(batch(items[-2]))
+        assert acks_of(await calls[1].read(), host) == [(256, *ACCEPTED)]
+        assert dict(broker.throttled) == {each: int(each is lane) for each in Lane}
+        await calls[1].write(batch(items[-1]))
+        assert acks_of(await calls[1].read(), host) == [(257, *ACCEPTED)]
+        # 60 more make a pause of 10 s, in which the next one is not looked at.
+        await calls[1].write(batch(*(host.seal(lane=lane) for _ in range(60))))
+        assert len(acks_of(await calls[1].read(), host)) == 60
+        await calls[1].write(batch(host.seal(lane=lane)))
+        await asyncio.sleep(0.3)
+        assert broker.accepted == 258 + 60
+        # The other vantage and the other lane have rates of their own.
+        other = Host(host.site, "host-2")
+        assert await exchange(stub, other, other.seal(lane=lane)) == [(0, *ACCEPTED)]
+        assert sum(broker.throttled.values()) == 3
+        info = await stub.ServerInfo(pb.ServerInfoRequest())
+        assert info.throttled[lane.name.lower()] == 3
+        assert info.throttled_seconds[lane.name.lower()] > 0.1
+
+
+async def test_no_stream_is_read_while_too_much_is_in_work(tmp_path: Path) -> None:
+    async with running(tmp_path) as (broker, host, stub):
+        call = stub.Stream()
+        await call.write(batch(host.seal()))
+        await call.read()
+        broker._in_work.add(1 << 40)
+        await call.write(batch(host.seal()))  # the read that was waiting still takes it
+        await call.read()
+        await call.write(batch(host.seal()))
+        await asyncio.sleep(0.2)
+        assert broker.accepted == 2
+        broker._in_work.remove(1 << 40)
+        assert acks_of(await call.read(), host) == [(2, *ACCEPTED)]
+        assert broker.info().bytes_in_work == 0
+
+
+async def test_a_mismatch_is_counted_after_the_answer_and_shown(tmp_path: Path) -> None:
+    async with running(tmp_path) as (broker, host, stub):
+        sealed = host.seal()
+        assert await exchange(stub, host, sealed) == [(0, *ACCEPTED)]
+        header = parse_header(sealed.header)
+        broker._mismatch(("host-1", header.epoch_id, header.lane, header.counter))
+        async with asyncio.timeout(30):
+            while not (await stub.GetHistory(pb.GetHistoryRequest(vantage_id="host-1"))).rows[0].decision_mismatch:
+                await asyncio.sleep(0.01)
+        (vantage,) = (await stub.ListVantages(pb.ListVantagesRequest())).vantages
+        assert vantage.decision_mismatches == 1
+
+
+async def test_reflection_names_the_services(tmp_path: Path) -> None:
+    async with running(tmp_path) as (broker, _, _), grpc.aio.insecure_channel(broker.address) as channel:
+        asked = reflection_pb2.ServerReflectionRequest(list_services="")
+        call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([asked]))
+        answer = await call.read()
+        names = {service.name for service in answer.list_services_response.service}
+        assert {"mvps.v1.Broker", "grpc.health.v1.Health"} <= names
 
 
 async def test_state_survives_a_restart(tmp_path: Path) -> None:

@@ -1490,6 +1490,21 @@ def test_pieces_of_envelopes_are_read_as_protobuf_reads_them(pieces: list[tuple[
     check_envelope(message)
 
 
+@pytest.mark.parametrize("last", [b"\1", b"\2", b"\x7f", b"\x80\1"])
+def test_the_longest_varints_are_read_as_protobuf_reads_them(last: bytes) -> None:
+    check_envelope(varint(9 << 3) + b"\xff" * 9 + last + GOOD)
+    check_envelope(varint(9 << 3) + b"\xff" * 9 + last + piece(1, 2, b"x"))
+
+
+@pytest.mark.parametrize("size", range(2, 12))
+def test_longer_varints_than_needed_are_read_as_protobuf_reads_them(size: int) -> None:
+    def long(value: int) -> bytes:
+        return bytes([value | 0x80]) + b"\x80" * (size - 2) + b"\0"
+
+    for message in (long(10) + b"\1x", b"\x0a" + long(1) + b"x", long(72) + b"\5", b"\x48" + long(5)):
+        check_envelope(message)
+
+
 def test_of_a_field_that_comes_twice_the_last_counts_and_unknown_ones_are_skipped() -> None:
     header, body, tag = sealed()
     item = piece(1, 2, b"x") + piece(9, 0, 5) + piece(1, 2, header) + piece(2, 2, body) + piece(3, 2, tag)

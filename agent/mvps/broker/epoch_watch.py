@@ -47,6 +47,8 @@ class EpochWatch:
         self._folder_error = ""
         self.clock_steps = 0
         self.last_clock_step_ns = 0
+        # Id of the newest epoch, also one that has not begun.
+        self.newest = -1
         self._look()
         if not self.epochs.manifests:
             raise NoEpochError(
@@ -64,11 +66,6 @@ class EpochWatch:
     def newer_than(self, epoch_id: int) -> list[bytes]:
         """Signed manifests after ``epoch_id`` that are small enough to pass on, oldest first."""
         return [signed for known, signed in sorted(self._signed.items()) if known > epoch_id]
-
-    @property
-    def newest(self) -> int:
-        """Id of the newest epoch, also one that has not begun."""
-        return self.epochs.manifests[-1].epoch_id
 
     def signing(self, now_ns: int) -> Signing | None:
         """Under what a checkpoint of this moment is signed; None when the epoch in force names another broker's key."""
@@ -116,5 +113,6 @@ class EpochWatch:
         while len(self._unfit) > MAX_MANIFESTS:
             del self._unfit[next(iter(self._unfit))]
         known = {manifest.epoch_id for manifest in self.epochs.manifests}
+        self.newest = max(known, default=-1)
         for forgotten in self._signed.keys() - known:
             del self._signed[forgotten]

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class InWork:
@@ -17,19 +15,23 @@ class InWork:
         self._free.set()
         self.bytes = 0
 
+    @property
+    def full(self) -> bool:
+        """Whether no stream may be read."""
+        return self.bytes >= self._limit
+
     async def room(self) -> None:
         """Return when another message may be read."""
-        while self.bytes >= self._limit:
+        while self.full:
             self._free.clear()
             await self._free.wait()
 
-    @contextmanager
-    def holding(self, size: int) -> Iterator[None]:
-        """Count a message while it is in work."""
+    def add(self, size: int) -> None:
+        """A message came."""
         self.bytes += size
-        try:
-            yield
-        finally:
-            self.bytes -= size
-            if self.bytes < self._limit:
-                self._free.set()
+
+    def remove(self, size: int) -> None:
+        """A message is committed, or nothing will come of it."""
+        self.bytes -= size
+        if not self.full:
+            self._free.set()

@@ -67,6 +67,12 @@ class BrokerCollector(Collector):
         yield CounterMetricFamily(
             "mvps_broker_decision_mismatches", "Recomputed decisions that differ.", value=info.decision_mismatches
         )
+        yield CounterMetricFamily(
+            "mvps_broker_decisions_unchecked",
+            "Snapshots whose decisions nobody recomputed, for want of time.",
+            value=info.decisions_unchecked,
+        )
+        yield from _limits(info)
         yield GaugeMetricFamily("mvps_broker_store_failing", "1 while nothing is committed.", bool(info.store_error))
         yield CounterMetricFamily("mvps_broker_clock_steps", "Times its clock was set.", value=info.clock_steps)
         yield GaugeMetricFamily(
@@ -79,6 +85,27 @@ class BrokerCollector(Collector):
         yield from _fleet(known)
         if self._flows is not None:
             yield from _limiter(self._flows)
+
+
+def _limits(info: stream_pb2.ServerInfo) -> Iterator[Metric]:
+    refused = CounterMetricFamily(
+        "mvps_broker_streams_refused", "Streams that were not taken or were ended, by cause.", labels=["cause"]
+    )
+    for cause, count in sorted(info.streams_refused.items()):
+        refused.add_metric([cause], count)
+    yield refused
+    throttled = CounterMetricFamily(
+        "mvps_broker_throttled", "Times a stream was not read: its vantage was beyond its rate.", labels=["lane"]
+    )
+    seconds = CounterMetricFamily("mvps_broker_throttled_seconds", "How long, in all.", labels=["lane"])
+    for lane in sorted(info.throttled):
+        throttled.add_metric([lane], info.throttled[lane])
+        seconds.add_metric([lane], info.throttled_seconds[lane])
+    yield throttled
+    yield seconds
+    yield GaugeMetricFamily(
+        "mvps_broker_in_work_bytes", "Received and not committed yet, of all streams.", value=info.bytes_in_work
+    )
 
 
 def _evidence(evidence: stream_pb2.Evidence) -> Iterator[Metric]:

@@ -16,11 +16,12 @@ Items before it in the batch are committed and answered first.
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -50,7 +51,7 @@ from mvps.trust import limits
 from mvps.trust.epochs import Epochs
 from mvps.trust.gate import SCHEMA_VERSION, Batch, Run
 from mvps.trust.replay import Recorded
-from mvps.trust.seal import Lane, Purpose, Sealer, SealError, StreamCounter
+from mvps.trust.seal import Lane, Purpose, Sealer, SealError, SealingKey, StreamCounter
 from mvps.v1 import stream_pb2 as pb
 
 SERVICE: Final = "mvps.v1.Broker"
@@ -67,6 +68,8 @@ _OPTIONS: Final = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 2),
     ("grpc.max_metadata_size", 8 * 1024),
+    # No pings to measure the road: a message is small against the default window.
+    ("grpc.http2.bdp_probe", 0),
 )
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -237,7 +240,7 @@ class Broker:
 
     # ---- streams
 
-    async def stream(self, requests: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
+    async def stream(self, _requests: object, context: _Context) -> None:
         """One sender's stream: serialised Batch messages in, serialised AckBatch messages out."""
         if self.streams >= self.settings.max_streams:
             await self._refuse(
@@ -250,8 +253,7 @@ class Broker:
         stream = next(self._stream_ids)
         names: set[str] = set()
         try:
-            async for acks in self._answer(requests, context, stream, names):
-                yield acks
+            await self._answer(context, stream, names)
         finally:
             self.streams -= 1
             if self.flows is not None:
@@ -261,20 +263,19 @@ class Broker:
                 if not self._connected[name]:
                     del self._connected[name]
 
-    async def _answer(
-        self, requests: AsyncIterator[bytes], context: _Context, stream: int, names: set[str]
-    ) -> AsyncIterator[bytes]:
-        counter = StreamCounter()
+    async def _answer(self, context: _Context, stream: int, names: set[str]) -> None:
+        sealers = _AckSealers(self._watch.epochs)
         nonce = b""
         passed_on = -1  # newest epoch this sender knows or was told of
-        batches = aiter(requests)
         deadline = asyncio.get_running_loop().time() + self.settings.first_item_timeout_s
         while True:
-            await self._in_work.room()
-            message = await self._first(batches, context, deadline) if not names else await anext(batches, None)
-            if message is None:
+            if self._in_work.full:
+                await self._in_work.room()
+            message = await context.read() if names else await self._first(context, deadline)
+            if not isinstance(message, bytes):  # grpc.aio.EOF
                 return
-            with self._in_work.holding(len(message)):
+            self._in_work.add(len(message))
+            try:
                 admitted = await self._judge(context, message, nonce)
                 batch = admitted.batch
                 nonce = batch.nonce
@@ -285,14 +286,16 @@ class Broker:
                         await self._commit(admitted, stream)
                     except StoreError as error:
                         await self._refuse(context, "store", grpc.StatusCode.UNAVAILABLE, str(error))
+            finally:
+                self._in_work.remove(len(message))
             if len(batch):
                 crowded = self._connect(admitted.runs, stream, names)
-                acks = self._acks(batch, counter)
+                answer = sealers.seal(batch)
                 passed_on = max(passed_on, max(run.epoch_id for run in admitted.runs))
                 if passed_on < self._watch.newest:
-                    acks.manifests.extend(self._watch.newer_than(passed_on))
+                    answer.manifests.extend(self._watch.newer_than(passed_on))
                     passed_on = self._watch.newest
-                yield acks.SerializeToString()
+                await context.write(answer.SerializeToString())
                 if crowded:
                     await self._refuse(
                         context,
@@ -305,18 +308,19 @@ class Broker:
                 refused = SealError(*batch.refused)
                 await self._refuse(context, "seal", grpc.StatusCode.UNAUTHENTICATED, str(refused))
             pause = self._pause(admitted.runs)
+            del message, admitted, batch  # a stream that waits for its sender holds no message
             if pause:
-                del message, admitted, batch
                 await asyncio.sleep(pause)
 
-    async def _first(self, batches: AsyncIterator[bytes], context: _Context, deadline: float) -> bytes | None:
-        """The next message of a stream that has not proved itself; None at its end.
+    async def _first(self, context: _Context, deadline: float) -> bytes | object:
+        """The next message of a stream that has not proved itself, or grpc.aio.EOF.
 
         A stream holds one of max_streams places, so it has to prove itself soon; empty batches prove nothing.
         """
         try:
             async with asyncio.timeout_at(deadline):
-                return await anext(batches, None)
+                message: bytes | object = await context.read()
+                return message
         except TimeoutError:
             within = f"within {self.settings.first_item_timeout_s:g} s"
             await self._refuse(context, "silent", grpc.StatusCode.DEADLINE_EXCEEDED, f"no sealed snapshot {within}")
@@ -412,18 +416,6 @@ class Broker:
         noted = self._store.submit(NOTHING, self._fence, mismatches=[name])
         noted.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    def _acks(self, batch: Batch, counter: StreamCounter) -> pb.AckBatch:
-        answer = pb.AckBatch()
-        for vantage_id, epoch_id, acks in batch.acks():
-            try:
-                key = self._watch.epochs.sealing_key(vantage_id, epoch_id, Purpose.CONTROL)
-            except SealError:
-                continue  # revoked since it was judged: there is nobody to answer any more
-            sealer = Sealer(key, vantage_id, Purpose.CONTROL, counter, epoch_id=epoch_id)
-            header, body, tag = sealer.seal(acks, tick=0, lane=Lane.LIVE)
-            answer.sealed.add(header=header, body=body, tag=tag)
-        return answer
-
     # ---- queries
 
     def info(self) -> pb.ServerInfo:
@@ -497,6 +489,33 @@ class Broker:
             if request.with_snapshots and row.reason is None:
                 shown.snapshot.CopyFrom(without_baselines(row.sealed.body))
         return response
+
+
+class _AckSealers:
+    """Seals the answers of one stream: one seal for each vantage and epoch of a batch."""
+
+    def __init__(self, epochs: Epochs) -> None:
+        self._epochs = epochs
+        self._counter = StreamCounter()
+        self._sealers: dict[tuple[str, int], tuple[SealingKey, Sealer]] = {}
+
+    def seal(self, batch: Batch) -> pb.AckBatch:
+        """The answer to a batch. Without the part of a vantage that was revoked since it was judged."""
+        answer = pb.AckBatch()
+        for vantage_id, epoch_id, acks in batch.acks():
+            try:
+                key = self._epochs.sealing_key(vantage_id, epoch_id, Purpose.CONTROL)
+            except SealError:
+                continue  # there is nobody to answer any more
+            held = self._sealers.get((vantage_id, epoch_id))
+            if held is None or held[0] is not key:
+                if len(self._sealers) >= limits.MAX_BATCH_ITEMS:
+                    self._sealers.clear()
+                held = (key, Sealer(key, vantage_id, Purpose.CONTROL, self._counter, epoch_id=epoch_id))
+                self._sealers[vantage_id, epoch_id] = held
+            header, body, tag = held[1].seal(acks, tick=0, lane=Lane.LIVE)
+            answer.sealed.add(header=header, body=body, tag=tag)
+        return answer
 
 
 class _Service:
@@ -623,11 +642,22 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
     return f"{host}:{port}"
 
 
+def calm_collector() -> None:
+    """Let the collector of cycles run rarely, for a process that is a broker and nothing else.
+
+    Messages leave no cycles behind, and what it walks through each time grows with every open stream.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
+
+
 async def serve(settings: BrokerSettings, ready: Callable[[str], None]) -> None:
     """Run a broker until cancelled. ``ready`` gets the address once it listens.
 
     Raises BrokerError, StoreError or KeySourceError when it cannot start.
     """
+    calm_collector()
     broker = Broker(settings)
     try:
         await broker.start()

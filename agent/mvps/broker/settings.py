@@ -66,7 +66,7 @@ class BrokerSettings(BaseModel):
     history_max_mib: int = Field(8192, ge=4, le=1 << 20, description="largest size of an SQLite history, in MiB")
     check_decisions: bool = Field(True, description="recompute decisions from their baselines and compare")
     check_share: float = Field(
-        0.1, ge=0.01, le=1.0, description="share of one core for that; decisions beyond it are drawn by chance"
+        0.05, ge=0.01, le=1.0, description="share of one core for that; decisions beyond it are drawn by chance"
     )
     limiter: str = Field(
         "", description='where the XDP limiter is pinned, such as /run/mvps.limiter; "" for no limiter'
