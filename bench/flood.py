@@ -81,11 +81,12 @@ class Load:
                 self.latencies_ms.append((settled - sealed) / 1e6)
 
     def shown(self) -> dict[str, Any]:
-        cuts = statistics.quantiles(self.latencies_ms, n=100)
+        if len(self.latencies_ms) < 2:
+            raise SystemExit("bench: hardly a snapshot was acknowledged: is the machine busy with something else?")
         return {
             "snapshots": len(self.latencies_ms),
             "p50_ms": round(statistics.median(self.latencies_ms), 2),
-            "p99_ms": round(cuts[98], 2),
+            "p99_ms": round(statistics.quantiles(self.latencies_ms, n=100)[98], 2),
             "cpu_per_s": round(self.cpu, 4),
             "flood_packets": sum(one.sent for one in self.windows),
         }

@@ -205,6 +205,8 @@ class Watcher:
                 severed, missing = set(), set(self._interfaces)
             back = [name for name in sorted(severed | missing) if _index(name, required=False)]
             gone = sorted((severed | missing) - set(back))
+            if again := sorted(severed & set(back)):
+                self._say(f"severed: {', '.join(again)} is another device of that name now; attaching again")
             if plan != self._in_force or back:
                 present = [name for name in self._interfaces if name not in gone]
                 places = attach(self._folder, present, plan, self._mode)
