@@ -26,6 +26,7 @@ from scapy.layers.l2 import Ether
 from tests.net.lab import Lab
 
 from mvps.limiter.attach import NotAttachedError, detach
+from mvps.limiter.counters import proven_flows
 from mvps.trust.solo import make_site
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,9 +57,21 @@ class Vantage:
 
 
 class Field:
-    """The site. ``hosts`` are vantages; the outsider is called ``x``."""
+    """The site. ``hosts`` are vantages; the outsider is called ``x``.
 
-    def __init__(self, folder: Path, hosts: Sequence[str], tick_ms: int = 1000) -> None:
+    cpus: of the broker, of the vantages, and of floods; None lets them run anywhere. On a veth pair XDP program and
+    stack of the receiving side run on the sender's CPU.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        hosts: Sequence[str],
+        tick_ms: int = 1000,
+        cpus: tuple[int, int, int] | None = None,
+        crowd: int = 0,
+    ) -> None:
+        self.cpus = cpus
         self.folder = folder
         self.hosts = tuple(hosts)
         self.pins = folder / "pins"
@@ -66,9 +79,11 @@ class Field:
         self._processes: list[subprocess.Popen[Any]] = []
         self._vantages: list[Vantage] = []
         self.broker: subprocess.Popen[Any] | None = None
-        site = make_site(folder, self.hosts, tick_ms=tick_ms)
+        # A host's crowd sends from its address too: h1, h1-0, h1-1 ...
+        names = [*self.hosts, *(f"{name}-{number}" for name in self.hosts for number in range(crowd))]
+        site = make_site(folder, names, tick_ms=tick_ms)
         vantages = [
-            one._replace(prefixes=(ipaddress.ip_network(f"{self.address(one.vantage_id)}/32"),))
+            one._replace(prefixes=(ipaddress.ip_network(f"{self.address(one.vantage_id.partition('-')[0])}/32"),))
             for one in site.manifest.vantages
         ]
         manifest = replace(site.manifest, vantages=tuple(vantages))
@@ -108,6 +123,9 @@ class Field:
         """Words that run a command in a namespace's network."""
         return ["nsenter", f"--net=/run/netns/{self.lab.full(name)}"]
 
+    def _on(self, which: int) -> list[str]:
+        return ["taskset", "--cpu-list", str(self.cpus[which])] if self.cpus else []
+
     # ---- processes
 
     def _environment(self) -> dict[str, str]:
@@ -139,9 +157,9 @@ class Field:
     def start_broker(self, *words: str, limited: bool = True) -> None:
         """Start the broker and wait until it listens."""
         command = [
-            *self.enter("broker"), sys.executable, "-m", "mvps.cli.main", "broker", "--listen", f"0.0.0.0:{PORT}",
-            "--database", str(self.folder / "broker.db"), "--key", str(self.site.broker_key), "--operator",
-            self.site.operator, "--manifests", str(self.site.manifests), "--metrics", "127.0.0.1:9466",
+            *self._on(0), *self.enter("broker"), sys.executable, "-m", "mvps.cli.main", "broker", "--listen",
+            f"0.0.0.0:{PORT}", "--database", str(self.folder / "broker.db"), "--key", str(self.site.broker_key),
+            "--operator", self.site.operator, "--manifests", str(self.site.manifests), "--metrics", "127.0.0.1:9466",
             "--limiter", str(self.pins) if limited else "", *words,
         ]  # fmt: skip
         log = open(self.folder / "broker.log", "ab")  # noqa: SIM115 - the process's own
@@ -156,29 +174,35 @@ class Field:
         shown = subprocess.run([*self.enter("broker"), "ss", "-ltnH", f"sport = :{PORT}"], capture_output=True)
         return bool(shown.stdout)
 
-    def vantage(self, name: str, period_s: float = 0.05) -> Vantage:
-        """Start a vantage."""
+    def vantage(self, name: str, period_s: float = 0.05, identities: Sequence[str] = (), cpu: int = 1) -> Vantage:
+        """Start a vantage on a host, or several of the host's crowd in one process; ``cpu`` is which of ``cpus``."""
         target = f"{self.broker_address(name)}:{PORT}"
         script = str(Path(__file__).with_name("vantage.py"))
-        process = subprocess.Popen(
-            [*self.enter(name), sys.executable, script, str(self.folder), name, target, str(period_s)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=self._environment(),
-        )
+        words = [sys.executable, script, str(self.folder), target, str(period_s), *(identities or [name])]
+        with open(self.folder / "vantages.log", "ab") as log:
+            process = subprocess.Popen(
+                [*self._on(cpu), *self.enter(name), *words],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=self._environment(),
+            )
         assert process.stdout is not None
-        assert process.stdout.readline() == "sending\n"
+        said = process.stdout.readline()
+        assert said == "sending\n", (self.folder / "vantages.log").read_text()
         self._vantages.append(Vantage(process, self.address(name)))
         return self._vantages[-1]
 
-    def flood(self, name: str, frames: Iterable[bytes], rate: int, seconds: float) -> subprocess.Popen[str]:
-        """Send frames from a namespace to the broker, over and over."""
+    def flood(
+        self, name: str, frames: Iterable[bytes], rate: int, seconds: float, device: str = "to-broker"
+    ) -> subprocess.Popen[str]:
+        """Send frames from a namespace to the broker, over and over. Its last line tells how many, and its CPU time."""
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".frames", delete=False) as file:
             for frame in frames:
                 file.write(struct.pack("=I", len(frame)) + frame)
-        words = [str(generator()), "to-broker", file.name, str(rate), str(seconds)]
-        process = subprocess.Popen([*self.enter(name), *words], stdout=subprocess.PIPE, text=True)
+        words = [*self._on(2), *self.enter(name), str(generator()), device, file.name, str(rate), str(seconds)]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         self._processes.append(process)
         return process
 
@@ -199,6 +223,25 @@ class Field:
             del link[TCP].chksum
             made.append(bytes(link))
         return made
+
+    def void(self, name: str) -> str:
+        """A device in a namespace behind which an empty XDP program drops everything: where a flood costs least."""
+        flags = ["-target", "bpf", "-mcpu=v3", "-g", "-O2", "-Wall", "-Werror", "-Ibpf"]
+        made = ["-c", "bench/bpf/xdp_peers.bpf.c", "-o", str(self.folder / "peers.o")]
+        subprocess.run(["clang", *flags, *made], cwd=ROOT, check=True)
+        self.lab.ip(name, "link", "add", "void", "type", "veth", "peer", "name", "void-end")
+        program = ("xdpdrv", "object", str(self.folder / "peers.o"), "program", "empty_drop")
+        self.lab.ip(name, "link", "set", "void-end", *program)
+        for device in ("void", "void-end"):
+            self.lab.ip(name, "link", "set", device, "up")
+        return "void"
+
+    def cpu_ns(self) -> int:
+        """CPU time of the broker's process so far, of the threads there are."""
+        assert self.broker is not None
+        return sum(
+            int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{self.broker.pid}/task").iterdir()
+        )
 
     def source_port(self, name: str) -> int:
         """Local port of a host's connection to the broker."""
@@ -221,7 +264,7 @@ class Field:
 
     def proven(self, number: int) -> None:
         """Wait until so many flows are proven."""
-        self.until(lambda: self.limits()["proven_flows"] == number)
+        self.until(lambda: proven_flows(self.pins) == number)
 
     def close(self) -> None:
         """End and remove everything."""
@@ -239,9 +282,11 @@ class Field:
 
 
 @contextmanager
-def field(folder: Path, *hosts: str, tick_ms: int = 1000) -> Iterator[Field]:
+def field(
+    folder: Path, *hosts: str, tick_ms: int = 1000, cpus: tuple[int, int, int] | None = None, crowd: int = 0
+) -> Iterator[Field]:
     """A field that is taken down on every way out."""
-    made = Field(folder, hosts, tick_ms)
+    made = Field(folder, hosts, tick_ms, cpus, crowd)
     try:
         yield made
     finally:

@@ -170,7 +170,7 @@ def test_a_severed_interface_is_shown_and_repaired(folder: Path, interface: str)
     assert states(folder) == [Place(interface, "severed", "")]  # it is another device of that name
     watcher.step()
     assert states(folder) == [Place(interface, "attached", "native")]
-    assert len(said) == 3
+    assert [line.split(":")[0] for line in said[2:]] == ["severed", "limiter in force for port 7447, 0 prefixes"]
 
 
 def test_a_watcher_waits_for_an_interface_that_is_not_there_yet(folder: Path, interface: str) -> None:

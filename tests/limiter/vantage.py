@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sending vantage as a process: ``python vantage.py SITE NAME TARGET PERIOD_S``.
+"""Sending vantages as a process: ``python vantage.py SITE TARGET PERIOD_S NAME...``.
 
-Real keys, epochs, seals and stream client; only the probes are missing. Submits a snapshot every period until its
-standard input ends, waits up to 20 s for answers, and prints one JSON object: the client's totals, how often it
-connected again, and for each acknowledged snapshot when it was sealed and settled (ns since the Unix epoch).
+Real keys, epochs, seals and stream clients; only the probes are missing. Each submits a snapshot every period until the
+standard input ends; then waits up to 20 s for answers, and prints one JSON object: the clients' totals together, how
+often they connected again, and by vantage, for each acknowledged snapshot, when it was sealed and settled (ns since the
+Unix epoch).
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import json
 import select
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from wire_samples import snapshot
 
@@ -24,42 +25,62 @@ from mvps.trust.keys import load_key
 from mvps.trust.seal import Lane, Purpose, Sealer, Verifier
 
 
-def main(site: Path, name: str, target: str, period_s: float) -> None:
-    operator = load_key(str(site / "operator.key")).public
-    identity = Identity(str(site / f"{name}.key"), operator, site / "manifests", site / "received", name)
-    manifest = identity.epochs.manifests[-1]
-    number = int(time.time()) << 32  # each process its own generation
+class Sender:
+    """One vantage."""
 
-    def count(_lane: Lane) -> int:
-        nonlocal number
-        number += 1
-        return number
+    def __init__(self, site: Path, name: str, target: str) -> None:
+        operator = load_key(str(site / "operator.key")).public
+        identity = Identity(str(site / f"{name}.key"), operator, site / "manifests", site / "received", name)
+        self.manifest = identity.epochs.manifests[-1]
+        self._number = int(time.time()) << 32  # each process its own generation
+        key = identity.epochs.sealing_key(name, self.manifest.epoch_id, Purpose.SNAPSHOT)
+        self._sealer = Sealer(key, name, Purpose.SNAPSHOT, self._count, epoch_id=self.manifest.epoch_id)
+        acks = Verifier(identity.epochs, Purpose.CONTROL)
+        self.client = StreamClient(target, name, acks, queue_limit=100_000, history=100_000)
+        self._body = snapshot(name)
+        self.client.start()
 
-    key = identity.epochs.sealing_key(name, manifest.epoch_id, Purpose.SNAPSHOT)
-    sealer = Sealer(key, name, Purpose.SNAPSHOT, count, epoch_id=manifest.epoch_id)
-    client = StreamClient(
-        target, name, Verifier(identity.epochs, Purpose.CONTROL), queue_limit=100_000, history=100_000
-    )
-    client.start()
-    begun, sent = time.monotonic(), 0
-    body = snapshot(name)
-    while not select.select([sys.stdin], [], [], max(0.0, begun + sent * period_s - time.monotonic()))[0]:
-        while begun + sent * period_s <= time.monotonic():
-            tick = time.time_ns() * 1000 // (manifest.tick_ms * 10**9)
-            body.tick, body.tick_period_ns = tick, manifest.tick_ms * 10**6
-            body.tick_time_ns = tick * body.tick_period_ns
-            client.submit(sealer.seal(body.SerializeToString(), tick, Lane.LIVE))
-            sent += 1
-            if sent == 1:
+    def _count(self, _lane: Lane) -> int:
+        self._number += 1
+        return self._number
+
+    def send(self) -> None:
+        """Submit the snapshot of this tick."""
+        body, period_ns = self._body, self.manifest.tick_ms * 10**6
+        body.tick, body.tick_period_ns = time.time_ns() // period_ns, period_ns
+        body.tick_time_ns = body.tick * period_ns
+        self.client.submit(self._sealer.seal(body.SerializeToString(), body.tick, Lane.LIVE))
+
+    def times(self) -> list[tuple[int, int]]:
+        """Sealed and settled, of what was acknowledged."""
+        return [(r.sealed_ns, r.settled_ns) for r in self.client.records() if r.state == State.ACKNOWLEDGED]
+
+
+def main(site: Path, target: str, period_s: float, names: list[str]) -> None:
+    senders = [Sender(site, name, target) for name in names]
+    begun, rounds = time.monotonic(), 0
+    while not select.select([sys.stdin], [], [], max(0.0, begun + rounds * period_s - time.monotonic()))[0]:
+        while begun + rounds * period_s <= time.monotonic():
+            for sender in senders:
+                sender.send()
+            rounds += 1
+            if rounds == 1:
                 print("sending", flush=True)
+            if select.select([sys.stdin], [], [], 0)[0]:
+                break  # it cannot keep up, and is to end all the same
     deadline = time.monotonic() + 20
-    while client.status().totals.queued and time.monotonic() < deadline:
+    while any(sender.client.status().totals.queued for sender in senders) and time.monotonic() < deadline:
         time.sleep(0.02)
-    status = client.status()
-    times = [(r.sealed_ns, r.settled_ns) for r in client.records() if r.state == State.ACKNOWLEDGED]
-    client.stop()
-    print(json.dumps({**asdict(status.totals), "reconnects": status.reconnects, "state": status.state, "times": times}))
+    found: dict[str, Any] = {"times": {}, "reconnects": 0}
+    for name, sender in zip(names, senders, strict=True):
+        status = sender.client.status()
+        for kind in ("produced", "acknowledged", "rejected", "queued", "dropped"):
+            found[kind] = found.get(kind, 0) + getattr(status.totals, kind)
+        found["reconnects"] += status.reconnects
+        found["times"][name] = sender.times()
+        sender.client.stop()
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4]))
+    main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4:])

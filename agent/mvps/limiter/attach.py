@@ -22,6 +22,7 @@ import ctypes
 import errno
 import grp
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -163,8 +164,9 @@ def _remove_if_empty(folder: Path) -> None:
         pins(folder).rmdir()
     except OSError:
         return
-    # A BPF file system has files of the kernel's own; a folder is another version's.
-    if os.path.ismount(folder) and not any(path.is_dir() for path in folder.iterdir()):
+    # Other versions' pins stay. What else is there is not ours: the kernel's files, and folders that iproute2 makes in
+    # whatever BPF file system it finds first.
+    if os.path.ismount(folder) and not any(re.fullmatch(r"v\d+", path.name) for path in folder.iterdir()):
         _libc().umount2(os.fsencode(folder), _MNT_DETACH)
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -203,6 +205,8 @@ class Watcher:
                 severed, missing = set(), set(self._interfaces)
             back = [name for name in sorted(severed | missing) if _index(name, required=False)]
             gone = sorted((severed | missing) - set(back))
+            if again := sorted(severed & set(back)):
+                self._say(f"severed: {', '.join(again)} is another device of that name now; attaching again")
             if plan != self._in_force or back:
                 present = [name for name in self._interfaces if name not in gone]
                 places = attach(self._folder, present, plan, self._mode)
