@@ -24,7 +24,7 @@ from mvps.v1.local_pb2 import SnapshotRecord, StreamState
 DRAIN_SECONDS = 1.0
 
 
-class _Resealer(EpochSealer):
+class HostSealer(EpochSealer):
     """What :class:`mvps.stream.outbox.Resealer` asks for, under the operator's manifests."""
 
     def __init__(self, epochs: Epochs, vantage_id: str, counter: Counter) -> None:
@@ -68,7 +68,7 @@ class BrokerUplink:
     ):
         self._identity = identity
         self._counter = counter
-        self._sealer = _Resealer(identity.epochs, vantage_id, counter)
+        self._sealer = HostSealer(identity.epochs, vantage_id, counter)
         self._client = StreamClient(
             target,
             vantage_id,

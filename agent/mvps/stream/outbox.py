@@ -26,7 +26,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from mvps.stream.ledger import Item, Key, Ledger, make_item
+from mvps.stream.ledger import Item, Key, Ledger, State, make_item
 from mvps.stream.pacing import Pacer
 from mvps.stream.spool import Fate, Slot, Spool, Stored
 from mvps.trust.reasons import RejectReason
@@ -115,7 +115,8 @@ class Outbox:
             return
         for item in self.ledger.unspooled(_SPOOL_AT_ONCE):
             # What is about to be sent anyway is noted as sent at once, which saves a write.
-            slot = self._spool.append(item.sealed, sent=item.as_is or (self.streaming and not item.late))
+            under_way = item.as_is or item.record.state is State.SENT
+            slot = self._spool.append(item.sealed, sent=under_way or (self.streaming and not item.late))
             if slot is None:
                 break
             if not self.ledger.spooled(item.key, slot):

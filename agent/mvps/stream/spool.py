@@ -178,7 +178,7 @@ class Spool:
         try:
             names = sorted(os.listdir(self.path))
         except OSError as error:
-            self._fail(error, "read")
+            self.error = self._words(error, "read")
             return 0
         for name in names:
             match = _NAME.fullmatch(name)
@@ -190,7 +190,7 @@ class Spool:
                     continue
                 damaged = self._scan(segment)
             except OSError as error:
-                self._fail(error, "read")
+                self.error = self._words(error, f"read {name} of")
                 continue
             self._segments[segment.number] = segment
             self._next = max(self._next, segment.number + 1)
@@ -288,7 +288,7 @@ class Spool:
             length = _FIXED.unpack_from(prefix)[1] if len(prefix) == _CONTENT_AT else 0
             content = prefix + _read(self._descriptor(segment), at + _CONTENT_AT, min(length, _MAX_CONTENT))
         except OSError as error:
-            self._fail(error, "read")
+            self.error = self._words(error, "read")
             content = b""
         header = _parse(content, 0)[1] if content else None
         if header is None:
@@ -512,9 +512,12 @@ class Spool:
         return True
 
     def _fail(self, error: OSError, action: str) -> None:
-        self.error = f"cannot {action} the spool {self.path}: {error.strerror}"
+        self.error = self._words(error, action)
         self._retry_at = self._steady() + self._retry_s
         self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+
+    def _words(self, error: OSError, action: str) -> str:
+        return f"cannot {action} the spool {self.path}: {error.strerror}"
 
 
 def sync(descriptors: list[int]) -> str:

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small disks of their own, real ones, for what a full or failing disk does."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, kib: int) -> Iterator[Path]:
+    """A tmpfs of that size, mounted below ``folder``. Needs root."""
+    place = folder / f"disk-{kib}"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k,mode=0700", "mvps-test", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def fill(place: Path, leave: int = 0) -> Path:
+    """Fill a disk up to ``leave`` bytes; the file that does it."""
+    ballast = place / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    if leave:
+        with ballast.open("r+b") as file:
+            file.truncate(max(ballast.stat().st_size - leave, 0))
+    return ballast
+
+
+def read_only(place: Path, *, on: bool) -> None:
+    """Make a mounted disk read-only, whoever has files open there, or writable again."""
+    subprocess.run(["mount", "-o", f"remount,{'ro' if on else 'rw'}", place], check=True)
