@@ -183,7 +183,7 @@ def send(directory: Path, target: str, folder: Path) -> None:
     body.tick_period_ns = TICK_NS
 
     def produce(tick: int) -> None:
-        say("use", tick)
+        say("use", tick, time.time_ns())
         body.tick, body.tick_time_ns = tick, tick * TICK_NS
         uplink.submit(body.SerializeToString(), tick)
         unkept.append(tick)
@@ -205,7 +205,7 @@ def send(directory: Path, target: str, folder: Path) -> None:
         if unkept:
             in_memory = {item.record.tick for item in client._ledger.unspooled(100_000)}
             for kept in [one for one in unkept if one not in in_memory]:
-                say("kept", kept)
+                say("kept", kept, time.time_ns())
             unkept = [one for one in unkept if one in in_memory]
         if time.monotonic() - told_at > 0.2 or ended:
             told_at = time.monotonic()
@@ -251,7 +251,7 @@ def filled(disk: Path) -> Iterator[None]:
 
 
 def outage(relay: Relay, sender: Sender) -> dict[str, float]:
-    """A long one with a backlog, during which the agent is killed; then the catch-up."""
+    """A long one with a backlog, during which the agent is killed; then the catch-up, from its first answer on."""
     relay.cut()
     sender.signal(signal.SIGUSR1)
     sender.wait("the backlog on disk", lambda state: state.get("spooled", 0) >= BACKLOG)
@@ -259,8 +259,10 @@ def outage(relay: Relay, sender: Sender) -> dict[str, float]:
     sender.end(signal.SIGKILL)
     sender.start()
     time.sleep(1.0)
-    begun = time.time()
+    before = sender.state()["acknowledged"]
     relay.mend()
+    sender.wait("an answer", lambda state: state["acknowledged"] > before)
+    begun = time.time()
     sender.wait("the catch-up", lambda state: state.get("recovered", 0) and state["spooled"] + state["queued"] <= 5)
     return {"backlog": spooled, "begun": begun, "ended": time.time()}
 

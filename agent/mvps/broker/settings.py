@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mvps.trust.limits import MAX_VANTAGES
 from mvps.trust.replay import Window
@@ -42,8 +42,21 @@ class BrokerSettings(BaseModel):
     witnesses: dict[str, str] = Field(
         {}, description="witness name, as in the manifest -> URL prefix it answers at, http or https"
     )
+    tls_cert: Path | None = Field(None, description="certificate chain (PEM); none: no TLS. Seals do not depend on it")
+    tls_key: Path | None = Field(None, description="its private key (PEM), a file of mode 0600")
+    tls_client_ca: Path | None = Field(
+        None, description="only clients with a certificate from one of these (PEM) may connect; none: everybody"
+    )
     check_decisions: bool = Field(True, description="recompute every decision from its baseline and compare")
     remote_queries: bool = Field(False, description="answer queries from other hosts too (they are not sealed)")
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        return self
 
     def window(self) -> Window:
         """Accepted sealing times. Backfill is taken as far back as history is kept."""

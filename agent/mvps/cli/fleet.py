@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from mvps.cli import exits
+from mvps.cli.settings import add_tls_options, open_channel
 
 if TYPE_CHECKING:
     from mvps.v1.stream_pb2 import ListVantagesResponse, ServerInfo, VantageSummary
@@ -28,10 +29,12 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
         help=f"host:port or unix:/path (default {DEFAULT_BROKER})",
     )
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    add_tls_options(parser)
     parser.epilog = (
         "examples:\n"
         "  mvps fleet\n"
         "  mvps fleet --broker unix:/run/mvps/broker.sock --json | jq .info.rejected\n"
+        "  mvps fleet --tls-ca ca.pem --tls-name broker.example\n"
         "A broker answers on its own host only, unless its setting remote_queries allows others.\n"
         "exit codes: 0 all is well, 1 something needs an eye (it is marked !), 3 no broker answers"
     )
@@ -39,7 +42,7 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask and show."""
-    info, vantages = _ask(arguments.broker)
+    info, vantages = _ask(arguments)
     if arguments.json:
         from google.protobuf.json_format import MessageToDict
 
@@ -54,13 +57,14 @@ def run(arguments: argparse.Namespace) -> int:
     return exits.FOUND if troubles else exits.OK
 
 
-def _ask(target: str) -> tuple[ServerInfo, ListVantagesResponse]:
+def _ask(arguments: argparse.Namespace) -> tuple[ServerInfo, ListVantagesResponse]:
     import grpc
 
     from mvps.v1 import stream_pb2, stream_pb2_grpc
 
     options = [("grpc.max_receive_message_length", _MESSAGE_BYTES), ("grpc.enable_http_proxy", 0)]
-    with grpc.insecure_channel(target, options=options) as channel:
+    target = arguments.broker
+    with open_channel(target, arguments, options) as channel:
         broker = stream_pb2_grpc.BrokerStub(channel)  # type: ignore[no-untyped-call]
         try:
             info = broker.ServerInfo(stream_pb2.ServerInfoRequest(), timeout=_SECONDS)
@@ -70,7 +74,8 @@ def _ask(target: str) -> tuple[ServerInfo, ListVantagesResponse]:
                 raise exits.Failure(exits.NOT_PERMITTED, error.details() or "the broker denies access") from None
             raise exits.Failure(
                 exits.UNREACHABLE,
-                f"no broker answers at {target} ({error.code().name.lower()}): check --broker, and that it runs",
+                f"no broker answers at {target} ({error.code().name.lower()}): check --broker, "
+                "that it runs, and whether it wants TLS (--tls-ca)",
             ) from None
     return info, vantages
 
@@ -78,6 +83,7 @@ def _ask(target: str) -> tuple[ServerInfo, ListVantagesResponse]:
 def _troubles(info: ServerInfo, vantages: ListVantagesResponse) -> list[str]:
     """One line for everything that a person should look at."""
     found = [f"store: {info.store_error}"] if info.store_error else []
+    found += [f"tls: {info.tls_error}; the broker goes on with what it had"] if info.tls_error else []
     found += [f"log: {info.evidence.error}"] if info.evidence.error else []
     found += [f"witness {name}: {why}" for name, why in sorted(info.evidence.witness_errors.items())]
     found += [f"manifest {why}" for why in info.refused_manifests]

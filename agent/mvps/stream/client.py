@@ -102,7 +102,8 @@ class StreamClient:
     queue_limit: unsettled snapshots kept in memory only, for want of a spool or because its disk fails; beyond it the
         oldest is dropped.
     late_rate: late snapshots sent per second.
-    credentials: read before every connect; None for a connection without TLS. Raises ValueError with advice.
+    credentials: read before every connect; None for a connection without TLS, as over a Unix socket. Raises
+        ValueError with advice.
     """
 
     def __init__(
@@ -288,7 +289,7 @@ class StreamClient:
 
     def _channel(self) -> grpc.aio.Channel:
         # The one place where TLS comes in. Seals do not depend on it.
-        if self._credentials is None:
+        if self._credentials is None or self._target.startswith("unix:"):
             return grpc.aio.insecure_channel(self._target, options=_OPTIONS)
         try:
             credentials = self._credentials()

@@ -158,13 +158,16 @@ def _out_of_force(certificate: x509.Certificate) -> str:
 
 def _read(path: Path, *, private: bool) -> bytes:
     try:
+        # Opened before it is looked at, so that what is looked at is what is read; a FIFO must not hang it.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+                raise TlsError(f"{path} is not a regular file of at most {MAX_FILE_BYTES} bytes")
+            if private and status.st_mode & 0o077:
+                raise TlsError(f"{path} can be read by others (mode {status.st_mode & 0o777:04o}): chmod 600 {path}")
+            return os.read(descriptor, MAX_FILE_BYTES + 1)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise TlsError(f"cannot read {path}: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-            raise TlsError(f"{path} is not a regular file of at most {MAX_FILE_BYTES} bytes")
-        if private and status.st_mode & 0o077:
-            raise TlsError(f"{path} can be read by others (mode {status.st_mode & 0o777:04o}): chmod 600 {path}")
-        return file.read(MAX_FILE_BYTES + 1)
