@@ -169,9 +169,14 @@ def test_what_is_on_disk_does_not_count_towards_the_queue() -> None:
         assert ledger.spooled((Lane.LIVE, counter(sealed)), Slot(0, n))
     totals = ledger.totals()
     assert (totals.queued, totals.spooled, totals.dropped) == (0, 4, 0)
-    ledger.displaced([Slot(0, 1)])
+    ledger.displaced({Slot(0, 1): "spool_full"})
     totals = ledger.totals()
-    assert (totals.queued, totals.spooled, totals.balanced) == (1, 3, True)
+    assert (totals.dropped_by_cause, totals.spooled, totals.balanced) == ({"spool_full": 1}, 3, True)
+    ledger.take()
+    ledger.displaced({Slot(0, 2): "spool_full"})
+    totals = ledger.totals()
+    assert (totals.queued, totals.spooled, totals.dropped, totals.balanced) == (1, 2, 1, True)
+    assert ledger.unspooled(9) == []
     assert not ledger.spooled((Lane.LIVE, 1), Slot(0, 9))
 
 
@@ -219,7 +224,7 @@ def test_the_accounts_always_add_up(actions: list[tuple[str, int]], limit: int) 
                 slots += 1
                 assert ledger.spooled(key, Slot(0, slots))
             case "displace" if item is not None and item.slot is not None:
-                ledger.displaced([item.slot])
+                ledger.displaced({item.slot: "spool_full"})
             case "evict" if item is not None and item.slot is not None:
                 disk[item.slot] = item.sealed
                 ledger.evict(key)

@@ -16,7 +16,7 @@ from mvps.stream import outbox as module
 from mvps.stream import spool as spool_module
 from mvps.stream.ledger import Ledger, State
 from mvps.stream.outbox import BLAMES, LATE_IN_FLIGHT, LATE_PER_BATCH, LIVE_AGE_S, Outbox
-from mvps.stream.spool import Fate, Spool
+from mvps.stream.spool import Spool
 from mvps.trust.counter import Counter
 from mvps.trust.limits import MAX_MANIFESTS
 from mvps.trust.manifest import Vantage, admit, revoke, succeed
@@ -446,16 +446,29 @@ def test_closing_leaves_on_disk_what_the_disk_takes(
     assert (totals.spooled, totals.dropped_by_cause, totals.balanced) == (300, {"stopped": 1}, True)
 
 
-def test_a_place_that_is_lost_while_it_is_under_way(make: Callable[..., Agent]) -> None:
+def test_what_lost_its_place_is_dropped_unless_it_is_on_its_way(make: Callable[..., Agent]) -> None:
+    """Written to disk again, the oldest would displace newer ones, for ever."""
     agent = make()
-    sealed = agent.seal()
+    sent = agent.seal()
     agent.take()
+    waiting = agent.seal()
     assert agent.spool is not None
     agent.spool._drop(next(iter(agent.spool._segments.values())), "spool_full")
     agent.outbox._reconcile()
-    assert agent.totals() == (0, 1, 0)
+    agent.outbox.keep()
+    assert agent.totals() == (0, 1, 1)
+    assert agent.ledger.totals().dropped_by_cause == {"spool_full": 1}
+    agent.answer(waiting)
+    agent.answer(sent)
+    totals = agent.ledger.totals()
+    assert (totals.acknowledged, totals.balanced) == (1, True)
+    assert agent.totals() == (0, 0, 1)
+
+
+def test_what_is_spooled_while_it_is_on_its_way_counts_as_sent(make: Callable[..., Agent]) -> None:
+    agent = make()
+    agent.ledger.add(sealed := agent.host.seal(b"x"))
+    agent.outbox.take()
     agent.outbox.absorb()
     agent.restart()
-    assert agent.spool is not None
-    assert agent.spool.load(agent.spool.hold(1)[0]).fate is Fate.SENT  # type: ignore[union-attr]
-    agent.answer(sealed)
+    assert agent.take() == [sealed]

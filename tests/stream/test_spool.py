@@ -75,7 +75,7 @@ def test_what_was_put_in_is_found_again(open_spool: Open) -> None:
     again = open_spool()
     assert again.recover() == 4
     assert [stored.sealed for stored in contents(again)] == sealed
-    assert again.take_losses() == (Counter(), [])
+    assert again.take_losses() == (Counter(), {})
 
 
 def test_nothing_is_readable_for_others_and_there_is_one_owner(open_spool: Open, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_the_oldest_go_first_and_are_counted(open_spool: Open) -> None:
     left = [stored.sealed for stored in contents(spool)]
     assert left == sealed[-len(left) :]
     assert len(left) > 180  # of some 200 that fit: a segment is a small part
-    assert orphans == [held]
+    assert orphans == {held: "spool_full"}
     assert dropped == {"spool_full": 1000 - len(left) - 1}
     # A place that is gone is no place, whatever is said of it later.
     spool.settle(held)
@@ -373,7 +373,7 @@ def test_a_full_disk_refuses_and_recovers_by_itself(open_spool: Open, tmp_path: 
         again = open_spool(place / "spool")
         assert again.recover() == len(slots) - 30 + 1
         assert [stored.sealed for stored in contents(again)] == [*sealed[30:], last]
-        assert again.take_losses() == (Counter(), [])
+        assert again.take_losses() == (Counter(), {})
         again.close()
 
 

@@ -329,7 +329,10 @@ def _shake_hands(config: Config) -> str:
         shaken.settimeout(1.0)
         # In TLS 1.3 a server refuses a client's certificate only after the client is done.
         with contextlib.suppress(TimeoutError):
-            shaken.recv(1)
+            if not shaken.recv(1):
+                raise ConnectionError(
+                    "the broker hangs up after the handshake: does it ask for a certificate (tls_cert)?"
+                )
         return f"{shaken.version()}, {(shaken.cipher() or ('?',))[0]}"
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TypeAlias
@@ -68,6 +68,7 @@ class Item:
         whether the broker has it. Until then it may not be sealed again. A late item leaves only with this set.
     late: it belongs to the paced lane.
     renewals: how often it was sealed again.
+    homeless: it lost its place on disk to newer ones while it was on its way, and gets no other.
     """
 
     sealed: Sealed
@@ -77,6 +78,7 @@ class Item:
     as_is: bool = False
     late: bool = False
     renewals: int = 0
+    homeless: bool = False
 
     @property
     def key(self) -> Key:
@@ -163,9 +165,16 @@ class Ledger:
     # ---- where it is
 
     def unspooled(self, limit: int) -> list[Item]:
-        """The oldest items that are in memory only."""
+        """The oldest items that are in memory only and may go to disk."""
+        found: list[Item] = []
         with self._lock:
-            return [self._unsettled[key] for key, _ in zip(self._memory_only, range(limit), strict=False)]
+            for key in self._memory_only:
+                item = self._unsettled[key]
+                if not item.homeless:
+                    found.append(item)
+                    if len(found) == limit:
+                        break
+        return found
 
     def spooled(self, key: Key, slot: Slot) -> bool:
         """An item lies on disk now. False if it was settled or dropped meanwhile."""
@@ -181,15 +190,21 @@ class Ledger:
                 self.version += 1
             return True
 
-    def displaced(self, slots: Iterable[Slot]) -> None:
-        """Their places on disk are gone; they are in memory only."""
-        gone = set(slots)
+    def displaced(self, slots: Mapping[Slot, str]) -> None:
+        """Their places on disk are gone, each for a cause: what waits is dropped, what is on its way stays in memory.
+
+        Written to disk again, the oldest would displace newer ones.
+        """
         with self._lock:
-            for key, item in self._unsettled.items():
-                if item.slot in gone:
-                    item.slot = None
-                    self._memory_only[key] = None
-                    self._spooled -= 1
+            for key, item in list(self._unsettled.items()):
+                if item.slot is None or item.slot not in slots:
+                    continue
+                if key not in self._flying:
+                    self._drop(key, slots[item.slot])
+                    continue
+                item.slot, item.homeless = None, True
+                self._memory_only[key] = None
+                self._spooled -= 1
 
     def recovered(self, count: int) -> None:
         """An earlier process left ``count`` unsettled snapshots on disk."""

@@ -132,8 +132,8 @@ class Spool:
     max_bytes: of all segments together. max_age_s: since sealing.
     clock: wall clock in ns; steady: monotonic clock in seconds.
 
-    Used by one thread, except :attr:`bytes` and :attr:`error`. After any call, ``dropped`` holds the records that were
-    given up since :meth:`take_losses`, by cause, and those that the sender holds and that have no place any more.
+    Used by one thread, except :attr:`bytes` and :attr:`error`. After any call, :meth:`take_losses` names the records
+    that were given up, by cause, and those that the sender holds and that have no place any more.
     Raises SpoolError, from the constructor only.
     """
 
@@ -159,7 +159,7 @@ class Spool:
         self._retry_at = 0.0
         self._retry_s = _FIRST_RETRY_S
         self._dropped: Counter[str] = Counter()
-        self._orphans: list[Slot] = []
+        self._orphans: dict[Slot, str] = {}
         # Size of all segments.
         self.bytes = 0
         # "" or why the disk takes nothing at the moment.
@@ -381,10 +381,10 @@ class Spool:
         """Whether something sealed then has reached the spool's age."""
         return sealed_ns < self._clock() - self._max_age_ns
 
-    def take_losses(self) -> tuple[Counter[str], list[Slot]]:
-        """What was dropped since the last call, by cause, and held records that have no place any more."""
+    def take_losses(self) -> tuple[Counter[str], dict[Slot, str]]:
+        """What was dropped since the last call, by cause, and held records that lost their place, with the cause."""
         losses = self._dropped, self._orphans
-        self._dropped, self._orphans = Counter(), []
+        self._dropped, self._orphans = Counter(), {}
         return losses
 
     @property
@@ -480,7 +480,7 @@ class Spool:
         for index, flags in enumerate(segment.flags):
             if flags & _FATE_BITS != Fate.DONE:
                 if flags & _HELD:
-                    self._orphans.append(Slot(segment.number, index))
+                    self._orphans[Slot(segment.number, index)] = cause
                 else:
                     self._dropped[cause] += 1
         self._remove(segment)
