@@ -110,6 +110,10 @@ def copy_of(old: Sealed, new: Sealed) -> bool:
     return same and after.lane == Lane.BACKFILL
 
 
+def copies(old: list[Sealed], new: list[Sealed]) -> bool:
+    return len(old) == len(new) and all(map(copy_of, old, new))
+
+
 def test_young_ones_leave_live_in_order(make: Callable[..., Agent]) -> None:
     agent = make()
     sealed = [agent.seal() for _ in range(5)]
@@ -126,7 +130,7 @@ def test_old_ones_leave_as_backfill_behind_the_live_ones(make: Callable[..., Age
     young = agent.seal()
     sent = agent.take()
     assert sent[0] == young
-    assert all(map(copy_of, old, sent[1:]))
+    assert copies(old, sent[1:])
     assert [parse_header(one.header).counter for one in sent[1:]] == sorted(
         parse_header(one.header).counter for one in sent[1:]
     )
@@ -171,7 +175,7 @@ def test_what_was_never_sent_is_sealed_again_at_once(make: Callable[..., Agent])
     sealed = [agent.seal() for _ in range(3)]
     agent.restart()
     assert agent.ledger.totals().recovered == 3
-    assert all(map(copy_of, sealed, agent.take()))
+    assert copies(sealed, agent.take())
 
 
 def test_what_may_have_been_sent_is_sent_as_it_is(make: Callable[..., Agent]) -> None:
@@ -184,7 +188,7 @@ def test_what_may_have_been_sent_is_sent_as_it_is(make: Callable[..., Agent]) ->
     assert agent.answer(sealed[1], RejectReason.REPLAYED) == module.Settled(renewed=True)
     assert agent.answer(sealed[2], RejectReason.STALE) == module.Settled(renewed=True)
     again = agent.take()
-    assert all(map(copy_of, sealed[1:], again))
+    assert copies(sealed[1:], again)
     for one in again:
         agent.answer(one)
     assert agent.totals() == (0, 0, 0)
@@ -312,12 +316,23 @@ def test_an_epoch_the_broker_forgot_does_not_hold_up_the_rest(make: Callable[...
     assert agent.outbox.keep()
     (scout,) = agent.take()
     agent.answer(scout)  # the operator gave the broker its manifest back
-    assert all(map(copy_of, lost[1:], agent.take()))
+    assert copies(lost[1:], agent.take())
     assert agent.totals() == (2, 0, 0)
 
 
-def test_a_refusal_of_the_whole_sender_sets_nothing_aside(make: Callable[..., Agent]) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_refusal_of_the_whole_sender_sets_nothing_aside(make: Callable[..., Agent], late: bool) -> None:
     agent = make()
+    if late:  # everything live is answered, and what is late is of the same epoch
+        agent.seal(OLD_NS)
+        for _ in range(3 * BLAMES):
+            live = agent.seal()
+            assert len(agent.take()) == 2
+            agent.answer(live)
+            assert not agent.outbox.blamed()
+            agent.outbox.ended()
+        assert agent.totals() == (1, 0, 0)
+        return
     for _ in range(3 * BLAMES):
         agent.seal()
         agent.take()
@@ -366,7 +381,7 @@ def test_a_key_that_may_come_back_is_waited_for(make: Callable[..., Agent], cloc
     agent.host.epochs.hold([agent.host.key])
     clock[0] = module.FIRST_RETRY_S + 1
     assert agent.outbox.keep()
-    assert all(map(copy_of, [sealed], agent.take()))
+    assert copies([sealed], agent.take())
 
 
 # ---- disks
@@ -378,7 +393,7 @@ def test_a_record_that_somebody_else_wrote_is_not_sent(make: Callable[..., Agent
     assert agent.spool is not None
     agent.spool.append(Sealed(sealed.header, bytes(len(sealed.body)), sealed.tag))
     agent.restart()
-    assert all(map(copy_of, [sealed], agent.take()))
+    assert copies([sealed], agent.take())
     assert agent.ledger.totals().dropped_by_cause == {"damaged": 1}
 
 
@@ -410,7 +425,7 @@ def test_without_notes_nothing_of_the_disk_leaves(
         assert agent.totals() == (3, 1, 0)
         agent.answer(young)
     clock[0] += spool_module._LONGEST_RETRY_S
-    assert all(map(copy_of, old, agent.take()))
+    assert copies(old, agent.take())
 
 
 def test_memory_takes_over_and_gives_back(make: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch) -> None:

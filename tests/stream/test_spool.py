@@ -110,6 +110,25 @@ def test_fates_survive(open_spool: Open) -> None:
     ]
 
 
+def test_a_note_that_tore_is_no_note(open_spool: Open) -> None:
+    """The copy was not sent yet, or its note would have been whole: the original is sent as it is."""
+    spool = open_spool()
+    slot = put(spool, seal())
+    assert spool.copy(slot, 7, 1 << 40)
+    (path,) = spool.path.glob("segment-*")
+    at = module._SEGMENT.size + module._FIXED.size + 4
+    for flipped in range(at, at + 20):
+        content = bytearray(path.read_bytes())
+        content[flipped] ^= 1
+        spool.close()
+        path.write_bytes(content)
+        spool = open_spool()
+        spool.recover()
+        assert [(stored.fate, stored.copy) for stored in contents(spool)] == [(Fate.SENT, None)]
+        content[flipped] ^= 1
+        path.write_bytes(content)
+
+
 def test_after_a_reboot_only_what_is_done_is_believed(open_spool: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = open_spool()
     put(spool, seal())
