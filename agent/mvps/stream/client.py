@@ -46,7 +46,9 @@ _OPTIONS: Final = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
-_FIRST_BACKOFF_S: Final = 0.2
+# Each pause is drawn from the whole of it: 5,000 agents that lose their broker at once are back over this time and not
+# in one moment.
+_FIRST_BACKOFF_S: Final = 1.0
 _LONGEST_BACKOFF_S: Final = 30.0
 # A broker that refuses needs a human: ask it less often.
 _REFUSED_BACKOFF_S: Final = 5.0
@@ -276,8 +278,7 @@ class StreamClient:
             self._backoff_s = _FIRST_BACKOFF_S
         else:
             self._backoff_s = min(2 * self._backoff_s, _LONGEST_BACKOFF_S)
-        # Jitter: the agents of a site must not come back in step after their broker restarted.
-        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+        await asyncio.sleep(pause * random.uniform(0.5 if self._state == "refused" else 0.0, 1.0))
 
     async def _sleep_until_work(self) -> None:
         self._work.clear()
