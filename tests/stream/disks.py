@@ -21,18 +21,10 @@ def small_disk(folder: Path, kib: int) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", place], check=True)
 
 
-def fill(place: Path, leave: int = 0) -> Path:
-    """Fill a disk up to ``leave`` bytes; the file that does it."""
+def fill(place: Path) -> Path:
+    """Fill a disk to the last octet; the file that does it."""
     ballast = place / "ballast"
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
-    if leave:
-        with ballast.open("r+b") as file:
-            file.truncate(max(ballast.stat().st_size - leave, 0))
     return ballast
-
-
-def read_only(place: Path, *, on: bool) -> None:
-    """Make a mounted disk read-only, whoever has files open there, or writable again."""
-    subprocess.run(["mount", "-o", f"remount,{'ro' if on else 'rw'}", place], check=True)

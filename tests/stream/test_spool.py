@@ -30,7 +30,7 @@ HOST = new_host()
 MIB = 1 << 20
 Open = Callable[..., Spool]
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="small disks are mounted")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts a small disk, or gives a file away")
 
 
 @pytest.fixture
@@ -78,6 +78,7 @@ def test_what_was_put_in_is_found_again(open_spool: Open) -> None:
     assert again.take_losses() == (Counter(), {})
 
 
+@needs_root
 def test_nothing_is_readable_for_others_and_there_is_one_owner(open_spool: Open, tmp_path: Path) -> None:
     (tmp_path / "spool").mkdir(mode=0o755)
     spool = open_spool()
@@ -91,6 +92,24 @@ def test_nothing_is_readable_for_others_and_there_is_one_owner(open_spool: Open,
         open_spool()
     with pytest.raises(SpoolError, match="create it"):
         open_spool(tmp_path / "absent/spool")
+
+
+def test_what_is_put_in_while_an_old_spool_is_read_comes_behind_it(open_spool: Open) -> None:
+    spool = open_spool()
+    old = [put(spool, seal(MAX_BODY)) for _ in range(3)]
+    before = [spool.load(slot) for slot in old]
+    spool.close()
+    again = open_spool()
+    steps = again.recovering()
+    assert next(steps) == 1
+    fresh = put(again, seal())
+    assert sum(steps) == 2
+    assert again.count == 4
+    again.release(fresh)
+    found = again.hold(9)
+    assert [again.load(slot) for slot in found[:3]] == before
+    assert found[3] == fresh
+    assert again.recover() == 0  # nothing twice
 
 
 def test_fates_survive(open_spool: Open) -> None:
@@ -367,6 +386,7 @@ def test_a_crash_loop_does_not_use_up_the_file_descriptors(open_spool: Open) -> 
 # ---- disks
 
 
+@needs_root
 def test_a_full_disk_refuses_and_recovers_by_itself(open_spool: Open, tmp_path: Path) -> None:
     now = [0.0]
     with small_disk(tmp_path, 256) as place:
@@ -396,6 +416,7 @@ def test_a_full_disk_refuses_and_recovers_by_itself(open_spool: Open, tmp_path: 
         again.close()
 
 
+@needs_root
 def test_a_disk_that_others_filled(open_spool: Open, tmp_path: Path) -> None:
     now = [0.0]
     with small_disk(tmp_path, 256) as place:

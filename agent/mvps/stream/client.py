@@ -60,6 +60,8 @@ _DRAIN_POLL_S: Final = 0.02
 # spooled since the last sync.
 _KEEP_S: Final = 1.0
 SYNC_S: Final = 5.0
+# Between two segments of a spool that is read at the start: the interpreter is the tick's meanwhile.
+_RECOVERY_PAUSE_S: Final = 0.005
 DEFAULT_LATE_RATE: Final = 20.0
 
 _Call = grpc.aio.StreamStreamCall[pb.Batch, pb.AckBatch]
@@ -231,7 +233,8 @@ class StreamClient:
         self._work.set()
 
     async def _main(self) -> None:
-        self._outbox.recover()
+        for _ in self._outbox.recovering():
+            await asyncio.sleep(_RECOVERY_PAUSE_S)
         keeping = self._loop.create_task(self._keep())
         try:
             while not self._stopping:

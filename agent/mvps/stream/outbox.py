@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
@@ -105,9 +106,17 @@ class Outbox:
 
     def recover(self) -> None:
         """Take over what an earlier run left on disk."""
-        if self._spool is not None:
-            self.ledger.recovered(self._spool.recover())
+        for _ in self.recovering():
+            pass
+
+    def recovering(self) -> Iterator[None]:
+        """:meth:`recover` piece by piece, so that neither ticks nor fresh snapshots wait for a large spool."""
+        if self._spool is None:
+            return
+        for found in self._spool.recovering():
+            self.ledger.recovered(found)
             self._reconcile()
+            yield
 
     def absorb(self) -> None:
         """Put on disk what is in memory only, as far as the disk takes it."""

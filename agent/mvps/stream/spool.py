@@ -34,7 +34,7 @@ import time
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -174,33 +174,41 @@ class Spool:
 
         Damaged places count as found and dropped.
         """
-        found = 0
+        return sum(self.recovering())
+
+    def recovering(self) -> Iterator[int]:
+        """:meth:`recover` segment by segment; other calls may come in between, once it has begun."""
         try:
-            names = sorted(os.listdir(self.path))
+            names = sorted(name for name in os.listdir(self.path) if _NAME.fullmatch(name))
         except OSError as error:
             self.error = self._words(error, "read")
-            return 0
-        for name in names:
-            match = _NAME.fullmatch(name)
-            if match is None:
-                continue
-            try:
-                segment = self._open(int(match[1]), self.path / name)
-                if segment is None:
-                    continue
-                damaged = self._scan(segment)
-            except OSError as error:
-                self.error = self._words(error, f"read {name} of")
-                continue
-            self._segments[segment.number] = segment
-            self._next = max(self._next, segment.number + 1)
-            self.bytes += segment.end
-            self._dropped.update(damaged)
-            found += segment.unsettled + damaged.total()
-            if not segment.unsettled:
-                self._remove(segment)
+            return
+        numbers = [int(name.removeprefix("segment-")) for name in names]
+        self._next = max([self._next - 1, *numbers]) + 1
+        for name, number in zip(names, numbers, strict=True):
+            if number not in self._segments:
+                yield self._take_over(name, number)
         self._make_room(0)
-        return found
+        yield 0
+
+    def _take_over(self, name: str, number: int) -> int:
+        try:
+            segment = self._open(number, self.path / name)
+            if segment is None:
+                return 0
+            damaged = self._scan(segment)
+        except OSError as error:
+            self.error = self._words(error, f"read {name} of")
+            return 0
+        # Before those that were begun meanwhile: the order of this dictionary is that of age.
+        self._segments[number] = segment
+        for newer in sorted(other for other in self._segments if other > number):
+            self._segments[newer] = self._segments.pop(newer)
+        self.bytes += segment.end
+        self._dropped.update(damaged)
+        if not segment.unsettled:
+            self._remove(segment)
+        return segment.unsettled + damaged.total()
 
     def _open(self, number: int, path: Path) -> _Segment | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
