@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 
 import pytest
+from authority import Authority
 
+from mvps.broker.server import EmbeddedBroker
+from mvps.broker.settings import BrokerSettings
 from mvps.cli import doctor
 from mvps.daemon.config import Config
 from mvps.trust.keys import Kind, generate_key
+from mvps.trust.solo import make_site
 
 
 def _put(root: Path, path: str, content: bytes) -> Path:
@@ -113,3 +118,36 @@ def test_this_host_can_be_examined_and_every_complaint_has_advice() -> None:
     findings = doctor.examine(Config())
     assert len({f.check for f in findings}) == len(findings) == 13
     assert all(f.advice for f in findings if f.level != "ok")
+
+
+def test_a_broker_with_tls(tmp_path: Path) -> None:
+    """A handshake as the agent does it, and each side's reason to refuse it."""
+    ca = Authority(tmp_path / "ca")
+    site = make_site(tmp_path, ["host-1"])
+    cert, key = ca.issue("broker")
+    own_cert, own_key = ca.issue("own")
+    settings = {
+        "listen": "127.0.0.1:0", "database": tmp_path / "broker.db", "key": str(site.broker_key),
+        "operator": site.operator, "manifests": site.manifests, "metrics": "",
+        "tls_cert": cert, "tls_key": key, "tls_client_ca": ca.path,
+    }  # fmt: skip
+    broker = EmbeddedBroker(BrokerSettings.model_validate(settings))
+
+    def ask(**tls: Path) -> doctor.Finding:
+        names = {name: str(path) for name, path in tls.items()}
+        return doctor.broker(Config.model_validate({"broker": {"target": broker.address} | names}))
+
+    try:
+        good = ask(tls_ca=ca.path, tls_cert=own_cert, tls_key=own_key)
+        assert (good.level, "TLSv1" in good.detail) == ("ok", True)
+        other = Authority(tmp_path / "other", "other")
+        for bad, words in (
+            (ask(tls_ca=other.path, tls_cert=own_cert, tls_key=own_key), "unable to get local issuer"),
+            (ask(tls_ca=ca.path), "does it ask for a certificate|CERTIFICATE_REQUIRED"),
+            (ask(tls_ca=tmp_path / "none"), "cannot read"),
+            (ask(tls_ca=ca.path, tls_cert=own_cert, tls_key=key), "is not the key"),
+        ):
+            assert bad.level == "fail"
+            assert re.search(words, bad.detail), bad
+    finally:
+        broker.stop()

@@ -10,13 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from authority import Authority
 from bench.attacks import Arena
 
+from mvps.broker.server import EmbeddedBroker
+from mvps.broker.settings import BrokerSettings
 from mvps.cli import exits
 from mvps.cli.fleet import _time as cli_time
 from mvps.cli.main import main
 from mvps.trust.keys import Kind, SecretKey
 from mvps.trust.manifest import Profile, sign_manifest
+from mvps.trust.solo import make_site
 
 
 @pytest.fixture
@@ -102,3 +106,42 @@ def test_questions_without_an_answer_say_so(arena: Arena, capsys: pytest.Capture
     for wrong in (["bundle", "yesterday"], ["history", "--since", "10"], ["history", "--limit", "0"]):
         assert main(["fleet", *wrong, *broker]) == exits.USAGE
     assert "write a number and s, m, h or d" in capsys.readouterr().err
+
+
+def test_a_broker_with_tls(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ca = Authority(tmp_path / "ca")
+    cert, key = ca.issue("broker")
+    site = make_site(tmp_path, ["host-1"])
+    broker = EmbeddedBroker(
+        BrokerSettings.model_validate(
+            {
+                "listen": "127.0.0.1:0", "database": tmp_path / "broker.db", "key": str(site.broker_key),
+                "operator": site.operator, "manifests": site.manifests, "metrics": "",
+                "tls_cert": cert, "tls_key": key, "tls_client_ca": ca.path,
+            }
+        )
+    )  # fmt: skip
+    try:
+        own_cert, own_key = ca.issue("own")
+        words = ["fleet", "--broker", broker.address]
+        tls = ["--tls-ca", str(ca.path), "--tls-cert", str(own_cert), "--tls-key", str(own_key)]
+        assert main(words) == exits.UNREACHABLE
+        assert "--tls-ca" in capsys.readouterr().err
+        assert main([*words, *tls]) == exits.OK
+        assert main([*words, *tls, "--tls-name", "broker.test"]) == exits.OK
+        assert main([*words, *tls, "--tls-name", "another.test"]) == exits.UNREACHABLE
+        assert main([*words, *tls[:4]]) == exits.USAGE
+        own_key.chmod(0o644)
+        assert main([*words, *tls]) == exits.USAGE
+        assert "chmod 600" in capsys.readouterr().err
+        own_key.chmod(0o600)
+        # Without options, as the installed agent connects.
+        config = tmp_path / "agent.toml"
+        config.write_text(f'[broker]\ntls_ca = "{ca.path}"\ntls_cert = "{own_cert}"\ntls_key = "{own_key}"\n')
+        monkeypatch.setattr("mvps.cli.settings.DEFAULT_CONFIG", config)
+        assert main(words) == exits.OK
+        key.write_text("no key")
+        assert main(words) == exits.FOUND
+        assert "! tls: " in capsys.readouterr().out
+    finally:
+        broker.stop()

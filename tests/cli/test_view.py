@@ -98,6 +98,16 @@ def test_json_has_distributions_as_numbers(update: TickUpdate) -> None:
     assert document["surfaces"][1]["needed_ticks"] == 60
 
 
+def test_the_stream_line_shows_where_every_snapshot_is() -> None:
+    stream = StreamState(target="b:1", state="waiting", produced=9, acknowledged=2, spooled=5)
+    assert view.stream_line(stream) == "broker b:1 waiting  sealed 9  accepted 2  spooled 5"
+    stream.queued, stream.recovered, stream.spool_error = 2, 1, "cannot write to the spool"
+    stream.dropped, stream.dropped_by_cause["spool_full"] = 1, 1
+    said = view.stream_line(stream)
+    for words in ("in memory only 2", "recovered 1", "dropped 1 (spool_full 1)", "cannot write to the spool"):
+        assert words in said
+
+
 def test_the_epoch_line_has_what_an_operator_needs() -> None:
     stream = StreamState(epoch_id=3, profile="cwt", epoch_until_ns=1_800_000_000 * 10**9)
     assert view.epoch_line(stream) == "epoch 3, profile cwt, until 2027-01-15T08:00:00Z"

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Agents without a kernel: a simulated VantageSet under the real everything else."""
+"""Agents without a kernel: a simulated VantageSet under the real everything else.
+
+Also makes tests/trust/authority.py importable.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +22,8 @@ from mvps.daemon.notify import Notifier
 from mvps.daemon.service import Agent, NoUplink, Uplink
 from mvps.probes.cost import RunTotals
 from mvps.vantages.registry import VantageState
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "trust"))
 
 SURFACES = {"kernel": ("mm", "blk"), "dataplane": ("path",)}
 SCALE = Scale("ns", 1024.0, 1024.0)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,6 +17,7 @@ from mvps.broker.server import EmbeddedBroker
 from mvps.broker.settings import BrokerSettings
 from mvps.daemon.identity import Identity, TrustError
 from mvps.daemon.uplink import BrokerUplink
+from mvps.stream.spool import Spool
 from mvps.trust.counter import Counter
 from mvps.trust.keys import load_key, rotate_key
 from mvps.trust.limits import MAX_MANIFESTS
@@ -31,8 +34,11 @@ SECOND = 10**9
 class Deployment:
     """A site, its broker and one agent's uplink, all real; ticks of 50 ms."""
 
-    def __init__(self, directory: Path, profile: Profile = Profile.CWT, **changes: object) -> None:
+    def __init__(
+        self, directory: Path, profile: Profile = Profile.CWT, *, spool_mib: float = 0, **changes: object
+    ) -> None:
         self.directory = directory
+        self.spool_mib = spool_mib
         self.site: Site = make_site(directory, [NAME], tick_ms=50, profile=profile, from_s=int(time.time()) - 60)
         (directory / "state").mkdir()
         self.settings = BrokerSettings.model_validate(
@@ -53,8 +59,7 @@ class Deployment:
         for path in self.site.manifests.iterdir():
             (self.installed / path.name).write_bytes(path.read_bytes())
         self.identity = self.new_identity()
-        counter = Counter(directory / "state/counter")
-        self.uplink = BrokerUplink(self.settings.listen, NAME, self.identity, counter, 4096)
+        self.uplink = self.new_uplink()
         self.tick = time.time_ns() // 50_000_000 - 1000
 
     def new_identity(self) -> Identity:
@@ -65,6 +70,24 @@ class Deployment:
             self.directory / "state/manifests",
             NAME,
         )
+
+    def new_uplink(self) -> BrokerUplink:
+        state = self.directory / "state"
+        spool = None
+        if self.spool_mib:
+            spool = Spool(state / "spool", max_bytes=int(self.spool_mib * 2**20), max_age_s=86400)
+        return BrokerUplink(
+            self.settings.listen, NAME, self.identity, Counter(state / "counter"), 4096, spool=spool, late_rate=1000.0
+        )
+
+    def restart_agent(self) -> None:
+        self.uplink.close()
+        self.uplink = self.new_uplink()
+
+    def ticks(self) -> list[int]:
+        """Ticks of the rows the broker accepted."""
+        with contextlib.closing(sqlite3.connect(self.settings.database)) as database:
+            return sorted(tick for (tick,) in database.execute("SELECT tick FROM snapshots WHERE reason = 0"))
 
     def send(self, count: int = 1) -> None:
         for _ in range(count):
@@ -85,7 +108,10 @@ class Deployment:
             time.sleep(0.01)
 
     def settled(self) -> bool:
-        return self.uplink.state().queued == 0
+        state = self.uplink.state()
+        settled = state.acknowledged + state.rejected + state.dropped
+        assert state.produced + state.recovered == settled + state.spooled + state.queued
+        return state.queued + state.spooled == 0
 
     def info(self) -> stream_pb2.ServerInfo:
         assert self.broker.broker is not None
@@ -267,3 +293,76 @@ def test_without_any_manifest_the_start_says_where_it_belongs(tmp_path: Path) ->
     (tmp_path / "empty").mkdir()
     with pytest.raises(TrustError, match=r"copy the signed \*\.manifest there"):
         Identity(str(site.host_keys[NAME]), site.operator_key.public, tmp_path / "empty", tmp_path / "state", NAME)
+
+
+def test_what_a_stopped_agent_leaves_its_successor_sends(deploy: Deploy) -> None:
+    site = deploy(spool_mib=4)
+    site.broker.stop()
+    first = site.tick + 1
+    site.send(300)
+    site.restart_agent()
+    site.send(20)
+    site.restart_agent()
+    site.until(lambda: site.uplink.state().recovered == 320)
+    site.broker = EmbeddedBroker(site.settings)
+    site.send(5)
+    site.until(site.settled)
+    state = site.uplink.state()
+    assert (state.produced, state.recovered, state.acknowledged, state.backfilled) == (5, 320, 325, 320)
+    assert site.ticks() == list(range(first, first + 325))
+    assert list((site.directory / "state/spool").glob("segment-*")) == [] or state.spool_bytes < 300_000
+    site.restart_agent()
+    site.send()
+    site.until(site.settled)
+    assert site.uplink.state().recovered == 0
+    assert site.info().rejected == {}
+
+
+def test_answers_that_were_lost_with_the_agent_are_learnt_again(deploy: Deploy) -> None:
+    """Stored at the broker, and the agent ended before it knew: nothing is stored twice."""
+    site = deploy(spool_mib=4)
+    site.send(50)
+    site.until(site.settled)
+    # As if the agent had been killed before any answer: the records on disk say SENT again.
+    records = [record for record in site.uplink.records() if record.lane == Lane.LIVE]
+    assert len(records) == 50
+    kept = site.directory / "kept"
+    site.broker.stop()
+    site.send(10)
+    site.uplink.close()
+    kept.mkdir()
+    for path in (site.directory / "state/spool").glob("segment-*"):
+        (kept / path.name).write_bytes(path.read_bytes().replace(b"DONE", b"SENT").replace(b"WAIT", b"SENT"))
+        path.write_bytes((kept / path.name).read_bytes())
+    site.broker = EmbeddedBroker(site.settings)
+    site.uplink = site.new_uplink()
+    site.until(lambda: site.uplink.state().recovered >= 10)
+    site.until(site.settled)
+    assert len(site.ticks()) == len(set(site.ticks())) == 60
+    assert site.info().duplicates == site.uplink.state().recovered - 10
+
+
+def test_a_small_spool_drops_the_oldest_and_says_so(deploy: Deploy) -> None:
+    site = deploy(spool_mib=0.125)
+    site.broker.stop()
+    site.tick -= 3000
+    last = site.tick + 3000
+    site.send(3000)
+    site.until(lambda: site.uplink.state().queued == 0)
+    site.restart_agent()
+    site.until(lambda: site.uplink.state().recovered > 0)
+    left = site.uplink.state().spooled
+    assert 0 < left < 1500
+    site.restart_broker()
+    site.until(site.settled)
+    assert site.ticks() == list(range(last - left + 1, last + 1))
+
+
+def test_the_accounts_name_what_a_small_spool_dropped(deploy: Deploy) -> None:
+    site = deploy(spool_mib=0.125)
+    site.broker.stop()
+    site.send(3000)
+    site.until(lambda: site.uplink.state().queued < 1100)  # what the live lane still has in memory
+    state = site.uplink.state()
+    assert state.dropped_by_cause["spool_full"] > 0
+    assert state.produced == state.spooled + state.queued + state.dropped

@@ -52,6 +52,7 @@ from mvps.trust.epochs import Epochs
 from mvps.trust.gate import SCHEMA_VERSION, Batch, Run
 from mvps.trust.replay import Recorded
 from mvps.trust.seal import Lane, Purpose, Sealer, SealError, SealingKey, StreamCounter
+from mvps.trust.tls import ServerTls, TlsError
 from mvps.v1 import stream_pb2 as pb
 
 SERVICE: Final = "mvps.v1.Broker"
@@ -87,6 +88,7 @@ class Broker:
     def __init__(self, settings: BrokerSettings) -> None:
         self.settings: Final = settings
         self.address = ""
+        self._tls: Final = _tls(settings)
         self._watch: Final = EpochWatch(settings)
         self._store = Store(
             settings.database,
@@ -152,7 +154,7 @@ class Broker:
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        self.address = _bind(server, self.settings.listen)
+        self.address = _bind(server, self.settings.listen, self._tls)
         if self.settings.metrics:
             self.metrics = MetricsEndpoint(BrokerCollector(self.info, self.vantages, self.flows), self.settings.metrics)
             try:
@@ -445,6 +447,7 @@ class Broker:
             refused_manifests=self._watch.refused,
             clock_steps=self._watch.clock_steps,
             last_clock_step_ns=self._watch.last_clock_step_ns,
+            tls_error=self._tls.error if self._tls else "",
             evidence=pb.Evidence(
                 size=evidence.size,
                 checkpoint_size=evidence.checkpoint_size,
@@ -610,8 +613,17 @@ async def _abort(context: _Context, code: grpc.StatusCode, text: str) -> NoRetur
     raise AssertionError("abort returns never")
 
 
-def _bind(server: grpc.aio.Server, listen: str) -> str:
-    """Bind ``listen`` and return the address a client can use."""
+def _tls(settings: BrokerSettings) -> ServerTls | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    try:
+        return ServerTls(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    except TlsError as error:
+        raise BrokerError(f"tls: {error}") from None
+
+
+def _bind(server: grpc.aio.Server, listen: str, tls: ServerTls | None) -> str:
+    """Bind ``listen`` and return the address a client can use. A Unix socket has permissions and needs no TLS."""
     if listen.startswith("unix:"):
         path = Path(listen.removeprefix("unix:"))
         # gRPC replaces an existing socket without asking, also one that another broker serves.
@@ -627,7 +639,10 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
             else:
                 raise BrokerError(f"another process serves {listen}: stop it, or listen elsewhere")
     try:
-        port = server.add_insecure_port(listen)
+        if tls is None or listen.startswith("unix:"):
+            port = server.add_insecure_port(listen)
+        else:
+            port = server.add_secure_port(listen, tls.credentials())
     except RuntimeError:
         port = 0
     if port == 0:

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mvps.trust.limits import MAX_VANTAGES
 from mvps.trust.replay import Window
@@ -64,6 +64,11 @@ class BrokerSettings(BaseModel):
     )
     history_retention_s: _Seconds = Field(86400.0, description="how long the fleet's history is kept, in seconds")
     history_max_mib: int = Field(8192, ge=4, le=1 << 20, description="largest size of an SQLite history, in MiB")
+    tls_cert: Path | None = Field(None, description="certificate chain (PEM); none: no TLS. Seals do not depend on it")
+    tls_key: Path | None = Field(None, description="its private key (PEM), a file of mode 0600")
+    tls_client_ca: Path | None = Field(
+        None, description="only clients with a certificate from one of these (PEM) may connect; none: everybody"
+    )
     check_decisions: bool = Field(True, description="recompute decisions from their baselines and compare")
     check_share: float = Field(
         0.05, ge=0.01, le=1.0, description="share of one core for that; decisions beyond it are drawn by chance"
@@ -86,6 +91,14 @@ class BrokerSettings(BaseModel):
         if self.history == "none":
             return ""
         return self.history or f"sqlite:///{self.database.absolute()}.history"
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        return self
 
     def window(self) -> Window:
         """Accepted sealing times. Backfill is taken as far back as history is kept."""

@@ -7,12 +7,14 @@ Loads no BPF program; ``mvps check`` does that. Each check looks at one thing an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
 import platform
 import re
 import socket
+import ssl
 import struct
 import time
 from dataclasses import asdict, dataclass
@@ -269,12 +271,23 @@ def epoch(config: Config) -> Finding:
 
 
 def broker(config: Config) -> Finding:
-    """Whether something listens at the broker's address."""
+    """Whether something listens at the broker's address, and speaks TLS if the agent does."""
     target = config.broker.target
     if not target:
         return Finding("broker", "warn", "no [broker] target: snapshots stay on this host", "set it to send them")
     try:
+        if config.broker.tls_ca and not target.startswith("unix:"):
+            return Finding("broker", "ok", f"{target} accepts TLS: {_shake_hands(config)}")
         _connect(target)
+    except ValueError as error:  # a certificate or key of ours
+        return Finding("broker", "fail", str(error), "see docs/operations.md, TLS")
+    except ssl.SSLError as error:
+        return Finding(
+            "broker",
+            "fail",
+            f"{target}: TLS fails: {getattr(error, 'verify_message', '') or error.reason or error}",
+            "the broker's certificate has to name this address and come from tls_ca, ours from its tls_client_ca",
+        )
     except OSError as error:
         return Finding(
             "broker",
@@ -294,6 +307,33 @@ def _connect(target: str) -> None:
     from mvps.daemon.config import split_address
 
     socket.create_connection(split_address(target), timeout=3.0).close()
+
+
+def _shake_hands(config: Config) -> str:
+    """Connect with TLS as the agent does; version and cipher. ValueError, ssl.SSLError or OSError."""
+    from mvps.daemon.config import split_address
+    from mvps.trust.tls import ClientTls
+
+    ours = config.broker
+    own = (Path(ours.tls_cert), Path(ours.tls_key)) if ours.tls_cert else ()
+    ClientTls(Path(ours.tls_ca), *own).credentials()  # says better what is wrong with a file
+    context = ssl.create_default_context(cafile=ours.tls_ca)
+    context.set_alpn_protocols(["h2"])
+    if own:
+        context.load_cert_chain(*own)
+    host, port = split_address(ours.target)
+    with (
+        socket.create_connection((host, port), timeout=3.0) as plain,
+        context.wrap_socket(plain, server_hostname=host) as shaken,
+    ):
+        shaken.settimeout(1.0)
+        # In TLS 1.3 a server refuses a client's certificate only after the client is done.
+        with contextlib.suppress(TimeoutError):
+            if not shaken.recv(1):
+                raise ConnectionError(
+                    "the broker hangs up after the handshake: does it ask for a certificate (tls_cert)?"
+                )
+        return f"{shaken.version()}, {(shaken.cipher() or ('?',))[0]}"
 
 
 def state_dir(config: Config) -> Finding:

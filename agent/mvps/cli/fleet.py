@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mvps.cli import exits
+from mvps.cli.settings import add_tls_options, open_channel
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -72,6 +73,7 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
         "  mvps fleet\n"
         "  mvps fleet history --since 10m\n"
         "  mvps fleet --broker unix:/run/mvps/broker.sock --json | jq .info.rejected\n"
+        "  mvps fleet --tls-ca ca.pem --tls-name broker.example\n"
         "A broker answers on its own host only, unless its setting remote_queries allows others.\n"
         "exit codes: 0 all is well, 1 something needs an eye (it is marked !) or was not found, 3 no broker answers"
     )
@@ -82,6 +84,7 @@ def _common(parser: argparse.ArgumentParser, broker: str, as_json: bool | str) -
         "--broker", metavar="ADDRESS", default=broker, help=f"host:port or unix:/path (default {DEFAULT_BROKER})"
     )
     parser.add_argument("--json", action="store_true", default=as_json, help="everything, as JSON")
+    add_tls_options(parser, None if as_json is False else argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -91,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    info, vantages = _ask(arguments.broker)
+    info, vantages = _ask(arguments)
     if arguments.json:
         _print_json({"info": _dict(info), **_dict(vantages)})
     troubles = _troubles(info, vantages)
@@ -106,7 +109,7 @@ def _history(arguments: argparse.Namespace) -> int:
     request = stream_pb2.ListBundlesRequest(
         cell=arguments.cell, since_ns=_since(arguments.since), limit=_limit(arguments.limit)
     )
-    with _broker(arguments.broker) as broker:
+    with _broker(arguments) as broker:
         bundles = broker.ListBundles(request, timeout=_SECONDS).bundles
     if arguments.json:
         _print_json({"bundles": [_dict(bundle) for bundle in bundles]})
@@ -123,7 +126,7 @@ def _vantage(arguments: argparse.Namespace) -> int:
     request = stream_pb2.GetVantageRequest(
         vantage_id=arguments.id, since_ns=_since(arguments.since), limit=_limit(arguments.limit)
     )
-    with _broker(arguments.broker) as broker:
+    with _broker(arguments) as broker:
         ticks = broker.GetVantage(request, timeout=_SECONDS).ticks
     if arguments.json:
         _print_json({"ticks": [_dict(tick) for tick in ticks]})
@@ -140,7 +143,7 @@ def _vantage(arguments: argparse.Namespace) -> int:
 def _bundle(arguments: argparse.Namespace) -> int:
     from mvps.v1 import stream_pb2
 
-    with _broker(arguments.broker) as broker:
+    with _broker(arguments) as broker:
         newest = broker.ListBundles(stream_pb2.ListBundlesRequest(cell=arguments.cell, limit=1), timeout=_SECONDS)
         if not newest.bundles:
             raise exits.Failure(exits.FOUND, "no tick has closed yet")
@@ -251,14 +254,15 @@ def _print_json(content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _broker(target: str) -> Iterator[stream_pb2_grpc.BrokerStub]:
-    """The broker at ``target``; its refusals and its silence become failures that say what to do."""
+def _broker(arguments: argparse.Namespace) -> Iterator[stream_pb2_grpc.BrokerStub]:
+    """The broker that was named; its refusals and its silence become failures that say what to do."""
     import grpc
 
     from mvps.v1 import stream_pb2_grpc
 
     options = [("grpc.max_receive_message_length", _MESSAGE_BYTES), ("grpc.enable_http_proxy", 0)]
-    with grpc.insecure_channel(target, options=options) as channel:
+    target = arguments.broker
+    with open_channel(target, arguments, options) as channel:
         try:
             yield stream_pb2_grpc.BrokerStub(channel)  # type: ignore[no-untyped-call]
         except grpc.RpcError as error:
@@ -270,16 +274,16 @@ def _broker(target: str) -> Iterator[stream_pb2_grpc.BrokerStub]:
                     exits.UNREACHABLE, f"the broker at {target} is older than this program and cannot answer that"
                 ) from None
             history = said.startswith(("sqlite", "postgresql", "this broker keeps"))
-            advice = said if history else "check --broker, and that it runs"
+            advice = said if history else "check --broker, that it runs, and whether it wants TLS (--tls-ca)"
             raise exits.Failure(
                 exits.UNREACHABLE, f"no answer from the broker at {target} ({error.code().name.lower()}): {advice}"
             ) from None
 
 
-def _ask(target: str) -> tuple[ServerInfo, ListVantagesResponse]:
+def _ask(arguments: argparse.Namespace) -> tuple[ServerInfo, ListVantagesResponse]:
     from mvps.v1 import stream_pb2
 
-    with _broker(target) as broker:
+    with _broker(arguments) as broker:
         info = broker.ServerInfo(stream_pb2.ServerInfoRequest(), timeout=_SECONDS)
         return info, broker.ListVantages(stream_pb2.ListVantagesRequest(), timeout=_SECONDS)
 
@@ -287,6 +291,7 @@ def _ask(target: str) -> tuple[ServerInfo, ListVantagesResponse]:
 def _troubles(info: ServerInfo, vantages: ListVantagesResponse) -> list[str]:
     """One line for everything that a person should look at."""
     found = [f"store: {info.store_error}"] if info.store_error else []
+    found += [f"tls: {info.tls_error}; the broker goes on with what it had"] if info.tls_error else []
     found += [f"log: {info.evidence.error}"] if info.evidence.error else []
     found += [f"witness {name}: {why}" for name, why in sorted(info.evidence.witness_errors.items())]
     found += [f"history: {info.history.error}"] if info.history.error else []

@@ -146,11 +146,17 @@ def line(update: TickUpdate) -> str:
 def stream_line(stream: StreamState) -> str:
     """The road to the broker in one line."""
     head = f"broker {stream.target or '(none)'} {stream.state or 'stopped'}"
-    counts = f"sealed {stream.produced}  accepted {stream.acknowledged}  queued {stream.queued}"
+    counts = f"sealed {stream.produced}  accepted {stream.acknowledged}  spooled {stream.spooled}"
+    if stream.queued:
+        counts += f"  in memory only {stream.queued}"
+    if stream.recovered:
+        counts += f"  recovered {stream.recovered}"
     if stream.rejected:
         counts += f"  rejected {stream.rejected} ({_causes(stream.rejected_by_reason)})"
     if stream.dropped:
         counts += f"  dropped {stream.dropped} ({_causes(stream.dropped_by_cause)})"
+    if stream.spool_error:
+        counts += f"  {stream.spool_error}"
     return f"{head}  {counts}" + (f"  {stream.detail}" if stream.detail else "")
 
 

@@ -244,7 +244,52 @@ class BrokerSection(_Section):
         60, "Send every distribution at least so often all the same.", unit="ticks", ge=2, le=MAX_UNCHANGED_TICKS
     )
     queue: int = _setting(
-        4096, "Sealed snapshots kept in memory while the broker is away.", unit="snapshots", ge=16, le=65_536
+        4096,
+        "Sealed snapshots kept in memory while broker and spool are both away. The oldest goes first.",
+        unit="snapshots",
+        ge=16,
+        le=65_536,
+    )
+    tls_ca: OptionalPath = _setting(
+        "", "Certificates (PEM) of who may vouch for the broker. Empty: no TLS; seals do not depend on it."
+    )
+    tls_cert: OptionalPath = _setting("", "This host's certificate chain (PEM), if the broker asks for one.")
+    tls_key: OptionalPath = _setting(
+        "", "Its private key (PEM), a file of mode 0600. All three are read at every connect."
+    )
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("tls_cert and tls_key belong together")
+        if self.tls_cert and not self.tls_ca:
+            raise ValueError("tls_cert needs tls_ca, which says whom to trust")
+        return self
+
+
+class SpoolSection(_Section):
+    """Sealed snapshots on disk until the broker has answered, also across restarts of the agent."""
+
+    path: OptionalPath = _setting(
+        "", "Directory, made with mode 0700; its parent must exist. Empty: spool/ in agent.state_dir."
+    )
+    max_mib: int = _setting(
+        256,
+        "Size of the spool; beyond it the oldest snapshots go first. 0: no spool, in memory only.",
+        unit="MiB, at most 2048",
+        ge=0,
+        le=2048,
+    )
+    max_age_h: float = _setting(
+        24.0, "Snapshots older than this are dropped. A broker takes none beyond its retention_s.", unit="hours", gt=0,
+        le=24 * 366,
+    )  # fmt: skip
+    rate: float = _setting(
+        0.0,
+        "Snapshots of the past sent per second once the broker is back. 0: twenty times the ticks, at least 10.",
+        unit="per second",
+        ge=0,
+        le=100_000,
     )
 
 
@@ -289,6 +334,7 @@ class Config(_Section):
     baseline: BaselineSection = BaselineSection()
     trust: TrustSection = TrustSection()
     broker: BrokerSection = BrokerSection()
+    spool: SpoolSection = SpoolSection()
     metrics: MetricsSection = MetricsSection()
     local: LocalSection = LocalSection()
     log: LogSection = LogSection()
@@ -298,6 +344,11 @@ class Config(_Section):
     def tick_ns(self) -> int:
         """T_tick in nanoseconds."""
         return self.agent.tick_ms * 1_000_000
+
+    @property
+    def late_rate(self) -> float:
+        """Snapshots of the past sent per second."""
+        return self.spool.rate or max(10.0, 20_000.0 / self.agent.tick_ms)
 
     @property
     def vantage_id(self) -> str:

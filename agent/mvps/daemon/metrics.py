@@ -118,7 +118,7 @@ def _lines(state: AgentState, programs: Mapping[str, RunTotals]) -> Iterator[str
 
     stream = state.stream
     yield from _family("mvps_snapshots", "counter", "Sealed snapshots by what became of them.")
-    for name in ("produced", "acknowledged", "rejected", "dropped"):
+    for name in ("produced", "recovered", "acknowledged", "rejected", "dropped"):
         yield _sample("mvps_snapshots_total", {"state": name}, getattr(stream, name))
     yield from _family("mvps_snapshots_rejected", "counter", "Snapshots the broker refused, by reason.")
     for reason, count in sorted(stream.rejected_by_reason.items()):
@@ -126,8 +126,14 @@ def _lines(state: AgentState, programs: Mapping[str, RunTotals]) -> Iterator[str
     yield from _family("mvps_snapshots_dropped", "counter", "Snapshots dropped on this host, by cause.")
     for cause, count in sorted(stream.dropped_by_cause.items()):
         yield _sample("mvps_snapshots_dropped_total", {"cause": cause}, count)
-    yield from _family("mvps_snapshots_queued", "gauge", "Snapshots waiting for the broker's answer.")
+    yield from _family("mvps_snapshots_queued", "gauge", "Snapshots without an answer that are in memory only.")
     yield _sample("mvps_snapshots_queued", {}, stream.queued)
+    yield from _family("mvps_snapshots_spooled", "gauge", "Snapshots without an answer that are on disk.")
+    yield _sample("mvps_snapshots_spooled", {}, stream.spooled)
+    yield from _family("mvps_spool_bytes", "gauge", "Size of the spool.", "bytes")
+    yield _sample("mvps_spool_bytes", {}, stream.spool_bytes)
+    yield from _family("mvps_spool_failing", "gauge", "1 while the spool's disk takes nothing.")
+    yield _sample("mvps_spool_failing", {}, int(bool(stream.spool_error)))
     yield from _family("mvps_acks_forged", "counter", "Answers whose seal, nonce or digest did not hold.")
     yield _sample("mvps_acks_forged_total", {}, stream.forged_acks)
     yield from _family("mvps_broker_connected", "gauge", "1 while the stream to the broker is up.")

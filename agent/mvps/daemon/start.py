@@ -10,9 +10,11 @@ import contextlib
 import logging
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mvps.coherence.model import ModelSettings, SurfaceModel
 from mvps.daemon import baselines, log
@@ -22,9 +24,14 @@ from mvps.daemon.local_api import LocalApi, LocalApiError
 from mvps.daemon.notify import Notifier
 from mvps.daemon.service import Agent, NoUplink, Uplink
 from mvps.daemon.uplink import BrokerUplink
+from mvps.stream.spool import Spool, SpoolError
 from mvps.trust.counter import Counter, CounterError
 from mvps.trust.keys import KeySourceError, Kind, ObjectHasher, SecretKey, load_public
+from mvps.trust.seal import check_vantage_id
 from mvps.vantages.registry import VANTAGES, VantageSet, resolve_scope
+
+if TYPE_CHECKING:
+    import grpc
 
 _log = log.logger("start")
 
@@ -172,11 +179,60 @@ def _uplink(settings: Config, identity: Identity | None, state_dir: Path | None)
         counter = Counter(state_dir / "counter")
     except CounterError as error:
         raise StartError(Cause.SETTINGS, str(error)) from None
+    spool = None
     try:
-        return BrokerUplink(settings.broker.target, settings.vantage_id, identity, counter, settings.broker.queue)
-    except ValueError as error:
+        spool = _spool(settings, state_dir)
+        return BrokerUplink(
+            settings.broker.target,
+            settings.vantage_id,
+            identity,
+            counter,
+            settings.broker.queue,
+            spool=spool,
+            late_rate=settings.late_rate,
+            credentials=_credentials(settings),
+        )
+    except (ValueError, StartError) as error:
         counter.close()
-        raise StartError(Cause.SETTINGS, f"agent.vantage_id: {error}") from None
+        if spool is not None:
+            spool.close()
+        raise (
+            error if isinstance(error, StartError) else StartError(Cause.SETTINGS, f"agent.vantage_id: {error}")
+        ) from None
+
+
+def _spool(settings: Config, state_dir: Path) -> Spool | None:
+    if not settings.spool.max_mib:
+        return None
+    check_vantage_id(settings.vantage_id)  # it names the folder
+    root = Path(settings.spool.path or state_dir / "spool")
+    try:
+        root.mkdir(mode=0o700, exist_ok=True)
+        return Spool(
+            root / settings.vantage_id,
+            max_bytes=settings.spool.max_mib << 20,
+            max_age_s=settings.spool.max_age_h * 3600.0,
+        )
+    except OSError as error:
+        raise StartError(
+            Cause.PRIVILEGE, f"spool.path {root}: {error.strerror}; create it for this user, or set another"
+        ) from None
+    except SpoolError as error:
+        raise StartError(Cause.PRIVILEGE, f"spool.path: {error}") from None
+
+
+def _credentials(settings: Config) -> Callable[[], grpc.ChannelCredentials] | None:
+    broker = settings.broker
+    if not broker.tls_ca:
+        return None
+    from mvps.trust.tls import ClientTls  # only where it is used: X.509 costs memory
+
+    tls = ClientTls(Path(broker.tls_ca), *(Path(name) if name else None for name in (broker.tls_cert, broker.tls_key)))
+    try:
+        tls.credentials()
+    except ValueError as error:
+        raise StartError(Cause.SETTINGS, f"broker.tls: {error}") from None
+    return tls.credentials
 
 
 def _purpose(settings: Config, model: ModelSettings, surface: str, vantages: tuple[str, ...]) -> baselines.Purpose:

@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's end of the road to the broker: counter, sealer and stream client behind one door."""
+"""The agent's end of the road to the broker: counter, sealer, spool and stream client behind one door."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import grpc
 
 from mvps.daemon.identity import Identity
-from mvps.stream.client import StreamClient, StreamStatus
+from mvps.stream.client import DEFAULT_LATE_RATE, StreamClient, StreamStatus
 from mvps.stream.ledger import Record
+from mvps.stream.spool import Spool
 from mvps.trust.counter import Counter
-from mvps.trust.epochs import EpochSealer
+from mvps.trust.epochs import Epochs, EpochSealer
 from mvps.trust.keys import KeySourceError
+from mvps.trust.limits import MAX_MANIFESTS
+from mvps.trust.reasons import RejectReason
 from mvps.trust.seal import Purpose, Sealed, SealError, Verifier
 from mvps.v1.local_pb2 import SnapshotRecord, StreamState
 
@@ -19,24 +24,61 @@ from mvps.v1.local_pb2 import SnapshotRecord, StreamState
 DRAIN_SECONDS = 1.0
 
 
+class HostSealer(EpochSealer):
+    """What :class:`mvps.stream.outbox.Resealer` asks for, under the operator's manifests."""
+
+    def __init__(self, epochs: Epochs, vantage_id: str, counter: Counter) -> None:
+        super().__init__(epochs, vantage_id, counter.next)
+        self._known = epochs
+        self._own = Verifier(epochs, Purpose.SNAPSHOT)
+
+    def check(self, sealed: Sealed) -> None:
+        """SealError unless the seal holds under this host's own key."""
+        self._own.verify(sealed)
+
+    def hopeless(self, error: SealError) -> str:
+        """Only what the operator has signed is for good: a revocation, and so many epochs that one is forgotten."""
+        if error.reason is RejectReason.REVOKED:
+            return "revoked"
+        if error.reason is RejectReason.UNKNOWN_EPOCH and len(self._known.manifests) >= MAX_MANIFESTS:
+            return "epoch_forgotten"
+        return ""
+
+
 class BrokerUplink:
     """Seals snapshots and streams them to a broker.
 
     counter: a claimed generation; owned from here on.
-    queue: sealed snapshots kept while the broker is away.
+    queue: sealed snapshots kept in memory only, while the spool cannot take them.
+    spool: owned from here on; None keeps everything in memory.
+    late_rate, credentials: see :class:`mvps.stream.client.StreamClient`.
     """
 
-    def __init__(self, target: str, vantage_id: str, identity: Identity, counter: Counter, queue: int):
+    def __init__(
+        self,
+        target: str,
+        vantage_id: str,
+        identity: Identity,
+        counter: Counter,
+        queue: int,
+        *,
+        spool: Spool | None = None,
+        late_rate: float = DEFAULT_LATE_RATE,
+        credentials: Callable[[], grpc.ChannelCredentials] | None = None,
+    ):
         self._identity = identity
         self._counter = counter
-        self._sealer = EpochSealer(identity.epochs, vantage_id, counter.next)
+        self._sealer = HostSealer(identity.epochs, vantage_id, counter)
         self._client = StreamClient(
             target,
             vantage_id,
             Verifier(identity.epochs, Purpose.CONTROL),
-            backfill=self._backfill,
+            resealer=self._sealer,
             manifests=identity.receive,
+            spool=spool,
             queue_limit=queue,
+            late_rate=late_rate,
+            credentials=credentials,
         )
         self._client.start()
         self._unsealed = dict.fromkeys(("oversize", "no_epoch"), 0)
@@ -85,12 +127,6 @@ class BrokerUplink:
         except KeySourceError as error:
             raise ValueError(f"trust.key: {error}") from None
 
-    def _backfill(self, sealed: Sealed) -> Sealed | None:
-        try:
-            return self._sealer.backfill(sealed)
-        except SealError:
-            return None  # no epoch of that time admits this host any more
-
     def records(self) -> Sequence[SnapshotRecord]:
         """Recent snapshots and what became of them, oldest first."""
         return [_record(record) for record in self._client.records()]
@@ -102,7 +138,7 @@ class BrokerUplink:
         self._client.retarget(target)
 
     def close(self) -> None:
-        """Give what is queued a moment to be answered, then end."""
+        """Give what is unsettled a moment to be answered, then end; the rest stays in the spool."""
         self._client.stop(DRAIN_SECONDS)
         self._counter.close()
 
@@ -117,6 +153,10 @@ def _state(status: StreamStatus) -> StreamState:
         acknowledged=totals.acknowledged,
         rejected=totals.rejected,
         queued=totals.queued,
+        spooled=totals.spooled,
+        recovered=totals.recovered,
+        spool_bytes=status.spool_bytes,
+        spool_error=status.spool_error,
         dropped=totals.dropped,
         rejected_by_reason=totals.rejected_by_reason,
         dropped_by_cause=totals.dropped_by_cause,

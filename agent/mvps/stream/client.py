@@ -5,10 +5,10 @@ It runs in a thread with its own event loop. A stream is opened when there is so
 breaks, what was not answered is sent again on the next one, where the broker answers what it already has as
 a duplicate. An answer counts only if its seal holds under the vantage's control key, it carries this
 stream's nonce, and it names the digest of a snapshot that was sent: everything else clears nothing and is
-counted in ``forged_acks``.
+counted in ``forged_acks``. What is sent when, and where it waits, is :mod:`mvps.stream.outbox`.
 
-A live snapshot that comes back as too late for its lane or epoch is known not to be at the broker, because the
-counter is looked at before the time. It is sealed again for the backfill lane and sent there.
+This thread is the only one that writes to the spool, so that a disk which blocks the writer delays answers and
+never a tick. Syncs, which take longest, have a thread of their own.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from mvps.stream.ledger import Ledger, Record, Totals
+from mvps.stream.outbox import Outbox, Resealer
+from mvps.stream.spool import Spool, sync
 from mvps.trust import limits
 from mvps.trust.reasons import RejectReason
-from mvps.trust.seal import Lane, Sealed, SealError, Verifier
+from mvps.trust.seal import Sealed, SealError, Verifier
 from mvps.v1 import stream_pb2 as pb
 from mvps.v1 import stream_pb2_grpc
 
@@ -44,7 +46,9 @@ _OPTIONS: Final = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
-_FIRST_BACKOFF_S: Final = 0.2
+# Each pause is drawn from the whole of it: 5,000 agents that lose their broker at once are back over this time and not
+# in one moment.
+_FIRST_BACKOFF_S: Final = 1.0
 _LONGEST_BACKOFF_S: Final = 30.0
 # A broker that refuses needs a human: ask it less often.
 _REFUSED_BACKOFF_S: Final = 5.0
@@ -52,8 +56,13 @@ _CONNECT_TIMEOUT_S: Final = 5.0
 _ACK_TIMEOUT_S: Final = 30.0
 _STATUS_TIMEOUT_S: Final = 1.0
 _DRAIN_POLL_S: Final = 0.02
-# Reasons that end a snapshot's life on the live lane only.
-_TOO_LATE: Final = frozenset({RejectReason.STALE, RejectReason.EPOCH_RETIRED})
+# A failing disk is tried again, and old records are given up, this often; a loss of power takes at most what was
+# spooled since the last sync.
+_KEEP_S: Final = 1.0
+SYNC_S: Final = 5.0
+# Between two segments of a spool that is read at the start: the interpreter is the tick's meanwhile.
+_RECOVERY_PAUSE_S: Final = 0.005
+DEFAULT_LATE_RATE: Final = 20.0
 
 _Call = grpc.aio.StreamStreamCall[pb.Batch, pb.AckBatch]
 
@@ -63,6 +72,7 @@ class StreamStatus:
     """The road to the broker at one moment.
 
     clock_offset_ns: the broker's clock minus ours at its last answer; None before the first.
+    spool_bytes, spool_error: size of the spool, and why the disk takes nothing at the moment; 0 and "" without one.
     state: "idle", "connecting", "connected", "waiting" (for the next attempt), "refused" or "stopped".
     detail: what is wrong and what to do; empty when all is well.
     """
@@ -76,6 +86,8 @@ class StreamStatus:
     last_ack_ns: int
     backfilled: int
     clock_offset_ns: int | None
+    spool_bytes: int
+    spool_error: str
 
 
 class _BrokenError(Exception):
@@ -88,10 +100,14 @@ class StreamClient:
     target: ``host:port``, ``[ipv6]:port`` or ``unix:/path``.
     vantage_id: whose snapshots these are; answers must be sealed for it.
     acks: verifies answers, purpose control, with the vantage's own key.
-    backfill: seals a stale snapshot again for the backfill lane; None when it cannot be. Without it a stale
-        snapshot is a rejected one.
+    resealer: seals late snapshots again for the backfill lane. Without it a stale snapshot is a rejected one.
     manifests: gets the manifests that a broker passes on; they are verified there.
-    queue_limit: unsettled snapshots kept while the broker is away; beyond it the oldest is dropped.
+    spool: owned from here on; None keeps what is unsettled in memory only.
+    queue_limit: unsettled snapshots kept in memory only, for want of a spool or because its disk fails; beyond it the
+        oldest is dropped.
+    late_rate: late snapshots sent per second.
+    credentials: read before every connect; None for a connection without TLS, as over a Unix socket. Raises
+        ValueError with advice.
     """
 
     def __init__(
@@ -100,23 +116,27 @@ class StreamClient:
         vantage_id: str,
         acks: Verifier,
         *,
-        backfill: Callable[[Sealed], Sealed | None] = lambda sealed: None,
+        resealer: Resealer | None = None,
         manifests: Callable[[Sequence[bytes]], None] = lambda manifests: None,
+        spool: Spool | None = None,
         queue_limit: int = 3600,
         history: int = 1024,
+        late_rate: float = DEFAULT_LATE_RATE,
+        credentials: Callable[[], grpc.ChannelCredentials] | None = None,
     ) -> None:
         self._target = target
         self._vantage_id = vantage_id
         self._acks = acks
-        self._backfill = backfill
         self._manifests = manifests
+        self._credentials = credentials
+        self._spool = spool
         self._ledger = Ledger(queue_limit, history)
+        self._outbox = Outbox(self._ledger, spool, resealer, late_rate)
         self._state = "idle"
         self._detail = ""
         self._forged = 0
         self._streams = 0
         self._last_ack_ns = 0
-        self._backfilled = 0
         self._clock_offset_ns: int | None = None
         self._answered = False  # in the current stream
         self._loop = asyncio.new_event_loop()
@@ -148,8 +168,10 @@ class StreamClient:
             self._forged,
             max(self._streams - 1, 0),
             self._last_ack_ns,
-            self._backfilled,
+            self._outbox.backfilled,
             self._clock_offset_ns,
+            self._spool.bytes if self._spool is not None else 0,
+            self._spool.error if self._spool is not None else "",
         )
 
     def records(self, limit: int = 0) -> list[Record]:
@@ -170,10 +192,10 @@ class StreamClient:
     def stop(self, drain_s: float = 0.0) -> None:
         """Stop; first wait up to ``drain_s`` seconds for answers to what was submitted. Idempotent.
 
-        What is unsettled then is counted as dropped, cause ``stopped``.
+        What is unsettled then stays in the spool; what is in memory only is counted as dropped, cause ``stopped``.
         """
         deadline = time.monotonic() + drain_s
-        while self._thread.is_alive() and self._ledger.totals().queued and time.monotonic() < deadline:
+        while self._thread.is_alive() and self._unsettled() and time.monotonic() < deadline:
             time.sleep(_DRAIN_POLL_S)
         self._stopping = True
         if self._thread.is_alive():
@@ -182,12 +204,16 @@ class StreamClient:
             self._thread.join()
         elif not self._loop.is_closed():
             self._loop.close()
-        self._ledger.drop_all("stopped")
+        self._outbox.close()
         self._state, self._detail = "stopped", ""
+
+    def _unsettled(self) -> int:
+        totals = self._ledger.totals()
+        return totals.queued + totals.spooled
 
     def _wake(self) -> None:
         with contextlib.suppress(RuntimeError):  # stopped: the snapshot stays queued and is counted
-            self._loop.call_soon_threadsafe(self._work.set)
+            self._loop.call_soon_threadsafe(self._submitted)
 
     # ---- client thread
 
@@ -202,17 +228,39 @@ class StreamClient:
         if self._cycle_task is not None:
             self._cycle_task.cancel()
 
+    def _submitted(self) -> None:
+        self._outbox.absorb()
+        self._work.set()
+
     async def _main(self) -> None:
-        while not self._stopping:
-            self._cycle_task = self._loop.create_task(self._cycle())
-            with contextlib.suppress(asyncio.CancelledError):  # retargeted or stopping
-                await self._cycle_task
-            self._ledger.unsend()
+        for _ in self._outbox.recovering():
+            await asyncio.sleep(_RECOVERY_PAUSE_S)
+        keeping = self._loop.create_task(self._keep())
+        try:
+            while not self._stopping:
+                self._cycle_task = self._loop.create_task(self._cycle())
+                with contextlib.suppress(asyncio.CancelledError):  # retargeted or stopping
+                    await self._cycle_task
+                self._outbox.ended()
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+
+    async def _keep(self) -> None:
+        synced = time.monotonic()
+        while True:
+            await asyncio.sleep(_KEEP_S)
+            if self._outbox.keep():
+                self._work.set()
+            if time.monotonic() - synced >= SYNC_S and (descriptors := self._outbox.unsynced()):
+                if (failed := await asyncio.to_thread(sync, descriptors)) and self._spool is not None:
+                    self._spool.error = f"cannot sync the spool {self._spool.path}: {failed}"
+                synced = time.monotonic()
 
     async def _cycle(self) -> None:
         """Wait for work, stream until that breaks, pause."""
         self._state = "idle" if not self._detail else self._state
-        while not self._ledger.waiting():
+        while not self._outbox.pending():
             await self._sleep_until_work()
         self._answered = False
         pause = self._backoff_s
@@ -222,25 +270,36 @@ class StreamClient:
             self._state, self._detail = "waiting", str(broken)
         except grpc.aio.AioRpcError as error:
             refused, self._detail = _explain(error, self._target)
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED and self._outbox.blamed():
+                # Live ones are accepted, and do not wait for what lies there from an old epoch.
+                refused, pause = False, _FIRST_BACKOFF_S
             self._state = "refused" if refused else "waiting"
             if refused:
                 pause = max(pause, _REFUSED_BACKOFF_S)
-        self._ledger.unsend()
+        self._outbox.ended()
         if self._answered:
             self._backoff_s = _FIRST_BACKOFF_S
         else:
             self._backoff_s = min(2 * self._backoff_s, _LONGEST_BACKOFF_S)
-        # Jitter: the agents of a site must not come back in step after their broker restarted.
-        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+        await asyncio.sleep(pause * random.uniform(0.5 if self._state == "refused" else 0.0, 1.0))
 
     async def _sleep_until_work(self) -> None:
         self._work.clear()
-        if not self._ledger.waiting():  # submitted between the look and the clear
-            await self._work.wait()
+        if self._ledger.waiting():  # submitted between the look and the clear
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._outbox.wait_s()):
+                await self._work.wait()
 
     def _channel(self) -> grpc.aio.Channel:
         # The one place where TLS comes in. Seals do not depend on it.
-        return grpc.aio.insecure_channel(self._target, options=_OPTIONS)
+        if self._credentials is None or self._target.startswith("unix:"):
+            return grpc.aio.insecure_channel(self._target, options=_OPTIONS)
+        try:
+            credentials = self._credentials()
+        except ValueError as error:
+            raise _BrokenError(str(error)) from None
+        return grpc.aio.secure_channel(self._target, credentials, options=_OPTIONS)
 
     async def _stream(self) -> None:
         """One stream, from connecting to its end. Always raises."""
@@ -251,6 +310,7 @@ class StreamClient:
             stub = stream_pb2_grpc.BrokerStub(channel)  # type: ignore[no-untyped-call]
             call: _Call = stub.Stream()
             self._streams += 1
+            self._outbox.streaming = True
             nonce = secrets.token_bytes(limits.NONCE_BYTES)
             self._progress = time.monotonic()
             reader = self._loop.create_task(self._read(call, nonce))
@@ -287,12 +347,13 @@ class StreamClient:
 
     async def _write(self, call: _Call, nonce: bytes) -> None:
         while True:
-            while not (batch := self._ledger.take()):
+            while not (batch := self._outbox.take()):
                 await self._sleep_until_work()
             if self._ledger.in_flight() == len(batch):
                 self._progress = time.monotonic()
             message = pb.Batch(stream_nonce=nonce)
-            for header, body, tag in batch:
+            for item in batch:
+                header, body, tag = item.sealed
                 message.items.add(header=header, body=body, tag=tag)
             try:
                 await call.write(message)
@@ -343,21 +404,14 @@ class StreamClient:
         return header.counter
 
     def _take_ack(self, ack: pb.Ack) -> None:
-        sent = self._ledger.unsettled(ack.lane, ack.counter)
-        if sent is None:
-            return  # dropped meanwhile
-        if sent.digest != ack.digest:
-            self._forged += 1
-        elif ack.status in (pb.ACK_STATUS_ACCEPTED, pb.ACK_STATUS_DUPLICATE):
-            self._ledger.settle(ack.lane, ack.counter, None)
+        if ack.status in (pb.ACK_STATUS_ACCEPTED, pb.ACK_STATUS_DUPLICATE):
+            reason = None
         elif ack.status == pb.ACK_STATUS_REJECTED:
             reason = _reason(ack.reason)
-            again = self._backfill(sent) if reason in _TOO_LATE and ack.lane == Lane.LIVE else None
-            if again is None:
-                self._ledger.settle(ack.lane, ack.counter, reason)
-            else:
-                self._ledger.renew(ack.lane, ack.counter, again)
-                self._backfilled += 1
+        else:
+            return  # a status newer than this agent settles nothing
+        if self._outbox.answered(ack.lane, ack.counter, ack.digest, reason).forged:
+            self._forged += 1
 
 
 def _reason(number: int) -> RejectReason:

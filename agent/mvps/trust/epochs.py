@@ -350,6 +350,22 @@ class EpochSealer:
         header = parse_header(sealed.header)
         return self._seal(sealed.body, header.tick, Lane.BACKFILL, header.time_ns)
 
+    def again(self, sealed: Sealed, epoch_id: int, counter: int) -> Sealed:
+        """The copy that :meth:`backfill` made of ``sealed`` with this epoch and counter, octet for octet.
+
+        SealError if that epoch admits this host no more.
+        """
+        header = parse_header(sealed.header)
+        sealer = Sealer(
+            self._epochs.sealing_key(self._vantage_id, epoch_id, Purpose.SNAPSHOT),
+            self._vantage_id,
+            Purpose.SNAPSHOT,
+            lambda lane: counter,
+            epoch_id=epoch_id,
+            clock=lambda: header.time_ns,
+        )
+        return sealer.seal(sealed.body, header.tick, Lane.BACKFILL)
+
     def _seal(self, body: bytes, tick: int, lane: Lane, time_ns: int) -> Sealed:
         epoch_id, key = self._epochs.sealing(time_ns)
         sealer = Sealer(
