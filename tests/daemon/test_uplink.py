@@ -17,6 +17,7 @@ from mvps.broker.server import EmbeddedBroker
 from mvps.broker.settings import BrokerSettings
 from mvps.daemon.identity import Identity, TrustError
 from mvps.daemon.uplink import BrokerUplink
+from mvps.stream import outbox
 from mvps.stream.spool import Spool
 from mvps.trust.counter import Counter
 from mvps.trust.keys import load_key, rotate_key
@@ -366,3 +367,34 @@ def test_the_accounts_name_what_a_small_spool_dropped(deploy: Deploy) -> None:
     state = site.uplink.state()
     assert state.dropped_by_cause["spool_full"] > 0
     assert state.produced == state.spooled + state.queued + state.dropped
+
+
+def test_an_epoch_that_the_broker_does_not_know_waits_and_the_others_go_on(
+    deploy: Deploy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after more than MAX_MANIFESTS epochs, or a broker set up anew: nothing is dropped for an unsealed refusal."""
+    monkeypatch.setattr(outbox, "FIRST_RETRY_S", 0.5)
+    site = deploy(spool_mib=4)
+    site.broker.stop()
+    site.send(5)
+    site.restart_agent()
+    second = succeed(site.site.manifest, int(time.time()))
+    (first,) = site.site.manifests.iterdir()
+    aside = first.rename(site.directory / "first")
+    signed = site.site.sign(second)
+    site.until(lambda: time.time() > second.from_s)
+    site.identity.receive([signed])
+    site.broker = EmbeddedBroker(site.settings)
+    for _ in range(100):
+        site.send()
+        time.sleep(0.05)
+    site.until(lambda: site.uplink.state().acknowledged == 100)
+    state = site.uplink.state()
+    assert (state.spooled, state.dropped, state.rejected) == (5, 0, 0)
+    refused = site.info().rejected
+    assert set(refused) == {"unknown_epoch"}
+    assert refused["unknown_epoch"] < 20
+    aside.rename(first)  # the operator gives it back
+    site.until(site.settled)
+    assert site.uplink.state().acknowledged == 105
+    assert len(site.ticks()) == len(set(site.ticks())) == 105
