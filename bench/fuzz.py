@@ -1323,7 +1323,7 @@ def attack(name: str, runs: int, seed: int, found: Path, plant: str | None = Non
         words = [name, str(runs), str(seed), folder, str(found), *(["--plant", plant] if plant else [])]
         done = subprocess.run(
             [sys.executable, "-c", _CHILD, *words],
-            cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'agent'}"},
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'agent'}"},
             capture_output=True, text=True, errors="replace", check=False,
         )  # fmt: skip
         written = Path(folder, "result.json")

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.outage import logged
 
 from mvps.broker.server import EmbeddedBroker
 from mvps.broker.settings import BrokerSettings
 from mvps.daemon.identity import Identity, TrustError
 from mvps.daemon.uplink import BrokerUplink
+from mvps.stream import outbox
 from mvps.stream.spool import Spool
 from mvps.trust.counter import Counter
 from mvps.trust.keys import load_key, rotate_key
@@ -85,9 +85,8 @@ class Deployment:
         self.uplink = self.new_uplink()
 
     def ticks(self) -> list[int]:
-        """Ticks of the rows the broker accepted."""
-        with contextlib.closing(sqlite3.connect(self.settings.database)) as database:
-            return sorted(tick for (tick,) in database.execute("SELECT tick FROM snapshots WHERE reason = 0"))
+        """Ticks of the leaves in the broker's log."""
+        return sorted(tick for tick, _ in logged(self.settings.database))
 
     def send(self, count: int = 1) -> None:
         for _ in range(count):
@@ -366,3 +365,34 @@ def test_the_accounts_name_what_a_small_spool_dropped(deploy: Deploy) -> None:
     state = site.uplink.state()
     assert state.dropped_by_cause["spool_full"] > 0
     assert state.produced == state.spooled + state.queued + state.dropped
+
+
+def test_an_epoch_that_the_broker_does_not_know_waits_and_the_others_go_on(
+    deploy: Deploy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after more than MAX_MANIFESTS epochs, or a broker set up anew: nothing is dropped for an unsealed refusal."""
+    monkeypatch.setattr(outbox, "FIRST_RETRY_S", 0.5)
+    site = deploy(spool_mib=4)
+    site.broker.stop()
+    site.send(5)
+    site.restart_agent()
+    second = succeed(site.site.manifest, int(time.time()))
+    (first,) = site.site.manifests.iterdir()
+    aside = first.rename(site.directory / "first")
+    signed = site.site.sign(second)
+    site.until(lambda: time.time() > second.from_s)
+    site.identity.receive([signed])
+    site.broker = EmbeddedBroker(site.settings)
+    for _ in range(100):
+        site.send()
+        time.sleep(0.05)
+    site.until(lambda: site.uplink.state().acknowledged == 100)
+    state = site.uplink.state()
+    assert (state.spooled, state.dropped, state.rejected) == (5, 0, 0)
+    refused = site.info().rejected
+    assert set(refused) == {"unknown_epoch"}
+    assert refused["unknown_epoch"] < 20
+    aside.rename(first)  # the operator gives it back
+    site.until(site.settled)
+    assert site.uplink.state().acknowledged == 105
+    assert len(site.ticks()) == len(set(site.ticks())) == 105

@@ -76,7 +76,7 @@ class Settled(NamedTuple):
 @dataclass(slots=True)
 class _Quarantine:
     retry_at: float
-    pause_s: float = FIRST_RETRY_S
+    pause_s: float
     scout: Key | None = None
 
 
@@ -185,7 +185,7 @@ class Outbox:
             return True
         self._blames[epoch] += 1
         if self._blames[epoch] >= BLAMES:
-            self._quarantine[epoch] = _Quarantine(now + FIRST_RETRY_S)
+            self._quarantine[epoch] = _Quarantine(now + FIRST_RETRY_S, FIRST_RETRY_S)
         return True
 
     # ---- answers
