@@ -448,6 +448,23 @@ def test_backfill_keeps_time_and_tick_and_finds_the_epoch_of_that_time() -> None
     assert judge(at_broker, header, at(5000)) is None
 
 
+@pytest.mark.parametrize("profile", Profile)
+def test_a_copy_can_be_made_again_octet_for_octet(profile: Profile) -> None:
+    """Also by a later process that has learnt of another epoch since; not under a key that is gone."""
+    one = first(profile)
+    sealer = EpochSealer(agent(one), "host-a", StreamCounter(41), lambda: at(150))
+    live = sealer.seal(b"body", 7)
+    copy = sealer.backfill(live)
+    header = parse_header(copy.header)
+    known = agent(one, succeed(one, T0 + 100))
+    later = EpochSealer(known, "host-a", StreamCounter(1 << 40), lambda: at(9000))
+    assert later.again(live, header.epoch_id, header.counter) == copy
+    assert later.backfill(live) != copy
+    known.hold([])
+    with pytest.raises(SealError, match="unknown_key"):
+        later.again(live, header.epoch_id, header.counter)
+
+
 # ---- time
 
 
