@@ -10,6 +10,8 @@ cores and send what they sealed before the clock starts:
    is a measurement only, no setting makes a broker do it. At least 150,000 per second.
 3. ``lone``: 5,000 connections that send one snapshot a second each, durable; their phases are spread over the second as
    clocks and jitter spread them, and once all are sent at the same moment. At most one core, for the spread ones.
+   With --full there is ``echo`` beside it: a server of gRPC and nothing else, which answers the same clients with as
+   many bytes.
 
 The figure of 1 and 2 is snapshots per second of the *broker process's CPU*, user and system of all threads as
 getrusage counts it, so that what the clients cost is not in it; beside it stands the rate on the wall, with the clients
@@ -44,7 +46,7 @@ import grpc
 from bench import verify
 from bench.harness import WORK, Result
 from mvps.broker.admission import Admission
-from mvps.broker.server import Broker, calm_collector
+from mvps.broker.server import OPTIONS, Broker, calm_process
 from mvps.broker.settings import BrokerSettings
 from mvps.broker.state import FleetState
 from mvps.broker.store import Store
@@ -62,6 +64,7 @@ DURABLE_BAR = 100_000
 MERKLE_BAR = 150_000
 LONE_CORES = 1.0
 STREAMS = 8
+_ANSWER_BYTES = 210  # one sealed acknowledgement in its envelope
 IN_FLIGHT = 4  # batches of a stream, as the agent's client has it
 _NS = 10**9
 _METHOD = "/mvps.v1.Broker/Stream"
@@ -69,10 +72,11 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=0, help="of batches (default 3, with --full 12)")
+    parser.add_argument("--rounds", type=int, default=0, help="of batches (default 2, with --full 12)")
     parser.add_argument("--batches", type=int, default=100, help="of one stream and round")
     parser.add_argument("--lone", type=int, default=5000, help="connections that send one snapshot a second")
-    parser.add_argument("--seconds", type=int, default=0, help="of lone vantages (default 10, with --full 60)")
+    parser.add_argument("--seconds", type=int, default=0, help="of lone vantages (default 5, with --full 60)")
+    parser.add_argument("--echo", action="store_true", help="measure gRPC alone with the same connections too")
     parser.add_argument("--only", choices=["durable", "merkle", "mixed", "lone", "stages"], help="measure this alone")
 
 
@@ -144,11 +148,51 @@ class Usage:
     refused: dict[str, int]
 
 
-def broker_process(pipe: Connection, folder: Path, cpu: int, durable: bool) -> None:
-    """Serve until told to stop; answer "usage" meanwhile."""
+def broker_process(pipe: Connection, folder: Path, cpu: int, kind: str) -> None:
+    """Serve until told to stop; answer "usage" meanwhile. kind: "durable", "merkle" or "echo"."""
     os.sched_setaffinity(0, {cpu})
-    calm_collector()
-    asyncio.run(_serve(pipe, folder, durable))
+    calm_process()
+    asyncio.run(_echo(pipe) if kind == "echo" else _serve(pipe, folder, kind == "durable"))
+
+
+async def _until_told(pipe: Connection, address: str, totals: Callable[[], Usage]) -> None:
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def answer() -> None:
+        while pipe.recv() == "usage":
+            pipe.send(totals())
+        loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=answer, daemon=True).start()
+    pipe.send(address)
+    await ended.wait()
+
+
+def _usage(accepted: int, streams: int, decisions: int, refused: dict[str, int]) -> Usage:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return Usage(time.monotonic(), used.ru_utime + used.ru_stime, accepted, streams, decisions, refused)
+
+
+async def _echo(pipe: Connection) -> None:
+    """Answers every message with as many bytes as one acknowledgement has."""
+    answered = streams = 0
+
+    async def stream(_: object, context: Any) -> None:
+        nonlocal answered, streams
+        streams += 1
+        while isinstance(await context.read(), bytes):
+            answered += 1
+            await context.write(bytes(_ANSWER_BYTES))
+        streams -= 1
+
+    server = grpc.aio.server(options=OPTIONS)
+    handler = grpc.stream_stream_rpc_method_handler(stream)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("mvps.v1.Broker", {"Stream": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    await _until_told(pipe, f"127.0.0.1:{port}", lambda: _usage(answered, streams, 0, {}))
+    await server.stop(None)
 
 
 async def _serve(pipe: Connection, folder: Path, durable: bool) -> None:
@@ -158,34 +202,24 @@ async def _serve(pipe: Connection, folder: Path, durable: bool) -> None:
         server.Store = KeepsNothing  # type: ignore[misc]
     broker = Broker(settings_of(folder))
     await broker.start()
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
 
-    def answer() -> None:
-        while pipe.recv() == "usage":
-            used = resource.getrusage(resource.RUSAGE_SELF)
-            totals = broker.counters()
-            refused = {name: n for name, n in totals.items() if name.startswith(("rejected", "streams_refused")) and n}
-            refused |= {name: n for name, n in totals.items() if name.startswith("throttled") and n}
-            checked = totals["decisions.checked"] + totals["decisions.unchecked"]
-            pipe.send(
-                Usage(
-                    time.monotonic(), used.ru_utime + used.ru_stime, broker.accepted, broker.streams, checked, refused
-                )
-            )
-        loop.call_soon_threadsafe(ended.set)
+    def totals() -> Usage:
+        counts = broker.counters()
+        causes = ("rejected", "streams_refused", "throttled")
+        refused = {name: n for name, n in counts.items() if name.startswith(causes) and n}
+        return _usage(
+            broker.accepted, broker.streams, counts["decisions.checked"] + counts["decisions.unchecked"], refused
+        )
 
-    threading.Thread(target=answer, daemon=True).start()
-    pipe.send(broker.address)
-    await ended.wait()
+    await _until_told(pipe, broker.address, totals)
     await broker.stop()
 
 
 @contextmanager
-def broker(folder: Path, *, durable: bool) -> Iterator[tuple[str, Callable[[], Usage]]]:
+def broker(folder: Path, kind: str) -> Iterator[tuple[str, Callable[[], Usage]]]:
     """(address, what it has used) of a broker in a process of its own."""
     ours, theirs = _SPAWN.Pipe()
-    process = _SPAWN.Process(target=broker_process, args=(theirs, folder, min(os.sched_getaffinity(0)), durable))
+    process = _SPAWN.Process(target=broker_process, args=(theirs, folder, min(os.sched_getaffinity(0)), kind))
     process.start()
 
     def usage() -> Usage:
@@ -394,7 +428,7 @@ def measure_batches(folder: Path, *, durable: bool, mixed: bool, rounds: int, ba
     """Medians over rounds, the first of which only warms up."""
     per_cpu, per_wall, size = [], [], 0.0
     with (
-        broker(folder, durable=durable) as (address, usage),
+        broker(folder, "durable" if durable else "merkle") as (address, usage),
         client(batch_process, address, folder, batches, mixed) as pipe,
     ):
         for number in range(rounds + 1):
@@ -420,12 +454,12 @@ def measure_batches(folder: Path, *, durable: bool, mixed: bool, rounds: int, ba
     }
 
 
-def measure_lone(folder: Path, count: int, seconds: int) -> dict[str, Any]:
+def measure_lone(folder: Path, kind: str, count: int, seconds: int) -> dict[str, Any]:
     """CPU of the broker and latencies, spread over the second and all at once."""
     half = count // 2
     found: dict[str, Any] = {"connections": count, "seconds": seconds}
     with (
-        broker(folder, durable=True) as (address, usage),
+        broker(folder, kind) as (address, usage),
         client(lone_process, address, folder, range(half)) as one,
         client(lone_process, address, folder, range(half, count)) as other,
     ):
@@ -433,17 +467,17 @@ def measure_lone(folder: Path, count: int, seconds: int) -> dict[str, Any]:
         for pipe in (one, other):
             _received(pipe)
         found["connect_s"] = round(time.monotonic() - begun, 1)
-        for kind in ("spread", "aligned"):
+        for phases in ("spread", "aligned"):
             before = usage()
             start = time.monotonic() + 1.0
             for pipe in (one, other):
-                pipe.send((kind, seconds, start))
+                pipe.send((phases, seconds, start))
             latencies = sorted(_received(one) + _received(other))
             after = usage()
             expected = count * seconds
             if len(latencies) != expected or after.accepted - before.accepted != expected:
                 raise SystemExit(f"bench: of {expected} snapshots {len(latencies)} were answered: {after.refused}")
-            found[kind] = {
+            found[phases] = {
                 "cores": round((after.cpu_s - before.cpu_s) / seconds, 3),
                 "cpu_us": round((after.cpu_s - before.cpu_s) / expected * 1e6, 1),
                 "p50_ms": round(1e3 * latencies[len(latencies) // 2], 2),
@@ -512,8 +546,8 @@ def measure_stages(folder: Path) -> dict[str, float]:
 
 
 def run(given: argparse.Namespace) -> Result:
-    rounds = given.rounds or (12 if given.full else 3)
-    seconds = given.seconds or (60 if given.full else 10)
+    rounds = given.rounds or (12 if given.full else 2)
+    seconds = given.seconds or (60 if given.full else 5)
     wanted = [given.only] if given.only else ["durable", "merkle", "mixed", "lone", "stages"]
     details: dict[str, Any] = {"conditions": f"broker on one core, clients on the others; {STREAMS} streams of batches"}
     held: list[tuple[float, float, float, str]] = []  # share of the bar, figure, bar, unit
@@ -522,7 +556,10 @@ def run(given: argparse.Namespace) -> Result:
             folder = Path(place)
             if name == "lone":
                 make_site(folder, given.lone, tick_ms=1000, rate_factor=4)
-                details[name] = measure_lone(folder, given.lone, seconds)
+                details[name] = measure_lone(folder, "durable", given.lone, seconds)
+                if given.full or given.echo:
+                    details["echo"] = measure_lone(folder, "echo", given.lone, seconds)
+                    print("echo", details["echo"], flush=True)
                 cores = details[name]["spread"]["cores"]
                 held.append((LONE_CORES / cores, cores, LONE_CORES, "cores for lone vantages"))
             else:
@@ -531,7 +568,11 @@ def run(given: argparse.Namespace) -> Result:
                     details["stages_us"] = measure_stages(folder)
                 else:
                     details[name] = measure_batches(
-                        folder, durable=name != "merkle", mixed=name == "mixed", rounds=rounds, batches=given.batches
+                        folder,
+                        durable=name != "merkle",
+                        mixed=name == "mixed",
+                        rounds=rounds,
+                        batches=given.batches // 5 if name == "mixed" else given.batches,
                     )
             if name in ("durable", "merkle"):
                 bar = DURABLE_BAR if name == "durable" else MERKLE_BAR

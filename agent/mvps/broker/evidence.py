@@ -194,8 +194,10 @@ class Evidence:
 
     async def _rounds(self, session: aiohttp.ClientSession) -> None:
         while True:
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with what it waits for.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._fresh.wait(), self._next_try_s())
+                async with asyncio.timeout(self._next_try_s()):
+                    await self._fresh.wait()
             self._fresh.clear()
             note = self._log.checkpoints.newest
             if note is None:
