@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from scapy.layers.inet import TCP
-from tests.limiter.field import PORT, Field
+from tests.limiter.field import PORT, Field, Vantage
 from tests.limiter.field import field as new_field
 
 from bench.harness import WORK, Result, need_root
@@ -74,6 +74,13 @@ class Load:
             (one.broker_s + one.flood_s) / ((one.ended_ns - one.begun_ns) / 1e9) for one in self.windows
         )
 
+    @property
+    def p99_ms(self) -> float:
+        """Of the honest vantages."""
+        if len(self.latencies_ms) < 2:
+            raise SystemExit("bench: hardly a snapshot was acknowledged: is the machine busy with something else?")
+        return statistics.quantiles(self.latencies_ms, n=100)[98]
+
     def take(self, times: list[tuple[int, int]]) -> None:
         """Latencies of the snapshots that were sealed within the windows."""
         for sealed, settled in times:
@@ -81,12 +88,11 @@ class Load:
                 self.latencies_ms.append((settled - sealed) / 1e6)
 
     def shown(self) -> dict[str, Any]:
-        if len(self.latencies_ms) < 2:
-            raise SystemExit("bench: hardly a snapshot was acknowledged: is the machine busy with something else?")
+        known = len(self.latencies_ms) > 1
         return {
-            "snapshots": len(self.latencies_ms),
-            "p50_ms": round(statistics.median(self.latencies_ms), 2),
-            "p99_ms": round(statistics.quantiles(self.latencies_ms, n=100)[98], 2),
+            "acknowledged": len(self.latencies_ms),
+            "p50_ms": round(statistics.median(self.latencies_ms), 2) if known else None,
+            "p99_ms": round(self.p99_ms, 2) if known else None,
             "cpu_per_s": round(self.cpu, 4),
             "flood_packets": sum(one.sent for one in self.windows),
         }
@@ -158,6 +164,21 @@ def run(given: argparse.Namespace) -> Result:
     return Result(figure[0], figure[1], figure[2], holds, details)
 
 
+def _honest(site: Field) -> list[Vantage]:
+    return [site.vantage(name, TICK_MS / 1000) for name in ("h1", "h2")]
+
+
+def _ended(honest: list[Vantage], loads: dict[str, Load]) -> tuple[int, int]:
+    """End the honest vantages: snapshots not acknowledged 20 s later, and streams that broke."""
+    results = [one.end() for one in honest]
+    for result in results:
+        for times in result["times"].values():
+            for load in loads.values():
+                load.take(times)
+    lost = sum(result["produced"] - result["acknowledged"] for result in results)
+    return lost, sum(result["reconnects"] for result in results)
+
+
 def _run(
     site: Field, seconds: float, rounds: int, loads: dict[str, Load]
 ) -> tuple[dict[str, Any], bool, tuple[float, str, float]]:
@@ -170,7 +191,7 @@ def _run(
     site.start_broker()
     time.sleep(2)
     idle = _window(site, seconds, lambda: None)
-    honest = [site.vantage(name, TICK_MS / 1000) for name in ("h1", "h2")]
+    honest = _honest(site)
     compromised = site.vantage("h3", TICK_MS / 1000)
     site.proven(3)
     time.sleep(1)
@@ -201,6 +222,9 @@ def _run(
     before = site.limits()["verdicts"]
     load.windows.append(_snapshot_flood(site, seconds, 1000))
     snapshots_dropped = site.limits()["verdicts"]["flow_over"]["packets"] - before["flow_over"]["packets"]
+    lost, reconnects = _ended(honest, loads)
+
+    honest = _honest(site)
     site.mvps("broker", "detach", "--limiter", str(site.pins))
     time.sleep(1.5)
     for flood in FLOODS:
@@ -209,19 +233,13 @@ def _run(
     load = loads["open snapshots"] = Load()
     load.windows.append(_snapshot_flood(site, seconds, 1000))
 
-    results = [one.end() for one in honest]
-    for result in results:
-        for times in result["times"].values():
-            for load in loads.values():
-                load.take(times)
-    lost = sum(result["produced"] - result["acknowledged"] for result in results)
-    reconnects = sum(result["reconnects"] for result in results)
+    open_lost, open_reconnects = _ended(honest, loads)
 
     own = path_s * 1000 / TICK_MS  # CPU seconds a second that one vantage costs
     growth, multipliers, bounds, opened = {}, {}, {}, {}
     for flood in FLOODS:
         nothing, limited = loads[f"void {flood}x"], loads[f"limited {flood}x"]
-        growth[flood] = limited.shown()["p99_ms"] / nothing.shown()["p99_ms"]
+        growth[flood] = limited.p99_ms / nothing.p99_ms
         multipliers[flood] = 1 + (limited.cpu - nothing.cpu) / own
         bounds[flood] = MEASURED.factor + flood * packets * xdp_ns / 1e9 / path_s
         opened[flood] = 1 + (loads[f"open {flood}x"].cpu - nothing.cpu) / own
@@ -233,6 +251,7 @@ def _run(
         "conditions": f"3 vantages at {1000 / TICK_MS:g} Hz, windows of {seconds:g} s, {rounds} rounds, two CPUs apart",
         "honest_lost": lost,
         "honest_reconnects": reconnects,
+        "without_limiter": {"honest_lost": open_lost, "honest_reconnects": open_reconnects},
         "per_snapshot": {"packets": round(packets, 2), "bytes": round(size), "broker_us": round(path_s * 1e6, 1)},
         "limiter_ns_in_life": round(xdp_ns, 1),
         "p99_growth": {f"{flood}x": round(value, 3) for flood, value in growth.items()},

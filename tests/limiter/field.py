@@ -239,6 +239,7 @@ class Field:
     def cpu_ns(self) -> int:
         """CPU time of the broker's process so far, of the threads there are."""
         assert self.broker is not None
+        assert self.broker.poll() is None, f"the broker has ended: {self.broker.returncode}"
         return sum(
             int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{self.broker.pid}/task").iterdir()
         )

@@ -162,6 +162,23 @@ def test_other_traffic_is_not_touched(site: Field) -> None:
     assert received == int(counted[1]) > 0
 
 
+def test_a_vantage_that_dies_in_the_middle_of_a_batch_leaves_its_flow_and_the_broker_lives(site: Field) -> None:
+    site.attach()
+    site.start_broker()
+    honest = site.vantage("h1")
+    for _ in range(3):  # what may go wrong does so at some moments only
+        before = site.packets()["flow_over"]
+        other = site.vantage("h2", 0.00005)
+        site.until(lambda before=before: site.packets()["flow_over"] > before)
+        other.kill()
+        site.proven(1)
+    assert site.broker is not None
+    assert site.broker.poll() is None
+    result = honest.end()
+    assert whole(result)
+    assert result["reconnects"] == 0
+
+
 def test_it_stays_in_force_when_the_broker_is_killed(site: Field) -> None:
     site.attach()
     site.start_broker()

@@ -256,12 +256,13 @@ class Broker:
         self.streams += 1
         stream = next(self._stream_ids)
         names: set[str] = set()
+        peer = context.peer()  # asked for once it has ended, gRPC ends the process
         try:
             await self._answer(context, stream, names)
         finally:
             self.streams -= 1
             if self.flows is not None:
-                self.flows.forget(context.peer(), stream)
+                self.flows.forget(peer, stream)
             for name in names:
                 self._connected[name].discard(stream)
                 if not self._connected[name]:
