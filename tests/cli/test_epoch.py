@@ -45,7 +45,7 @@ def heard(site: Site, name: str, at_broker: Epochs, at_s: float) -> int:
     epochs = agent(site, name, *at_broker.manifests)
     sealed = EpochSealer(epochs, name, StreamCounter(), lambda: int(at_s * 1e9)).seal(b"body", 1)
     header = Verifier(at_broker, Purpose.SNAPSHOT).verify(sealed)
-    begins, ends, _ = at_broker.validity(header.epoch_id)
+    begins, ends, *_ = at_broker.validity(header.epoch_id)
     assert begins <= header.time_ns < ends
     return header.epoch_id
 
