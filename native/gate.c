@@ -73,7 +73,8 @@ struct item {
     struct vantage *vantage;
     PyObject *refused;
     const struct hmac_key *key; // while it is judged
-    bool holds, read, stopped, fresh, repeat, duplicate;
+    bool holds, read, fresh, repeat, duplicate;
+    bool is_leaf; // whether its leaf will be asked for
     struct refusal refusal;
     uint8_t leaf[HASH_BYTES];
     struct figures figures; // of a body that was read and is accepted
@@ -582,7 +583,7 @@ static int read_item(const struct gate *gate, struct item *item, is_printable *p
     if (check_snapshot(item->sealed.body, &claims, printable, context, &item->refusal, &item->figures))
         return -1;
     item->read = true;
-    if (!item->refusal.reason)
+    if (!item->refusal.reason && item->is_leaf)
         leaf_hash(item->sealed.header, item->sealed.body, item->sealed.tag, item->leaf);
     return 0;
 }
@@ -952,7 +953,7 @@ static PyObject *gate_judge(PyObject *self, PyObject *const *arguments, Py_ssize
     }
     batch->judged = size; // for batch_free
     for (size_t i = 0; i < size; i++)
-        batch->items[i].sealed = sealed[i];
+        batch->items[i] = (struct item){.sealed = sealed[i], .is_leaf = true};
     Py_ssize_t judged = judge_items(gate, state, batch->items, size, now_ns);
     if (judged < 0) {
         Py_DECREF((PyObject *)batch);
