@@ -10,10 +10,10 @@ makes them.
 What would spoil the figures here is that the flood's sender needs CPU too. So broker and honest vantages have one CPU
 and the flood has another, on which, as is the way of veth, the limiter and the receiving stack run too; and each flood
 is held against the same flood sent to a device whose end drops everything in an empty XDP program ("void"), in turn.
-Latency is sealed to acknowledged; its p99 under each flood is held against that of all void windows together. CPU is the broker's process plus what the flood's sender took more than towards the
-void, which is the limiter and the stack. The bound is that of T-VDOS-1: factor + flood x c_xdp / c_path, c_path being
-the broker's CPU per snapshot of a vantage, c_xdp the limiter's own run time by the kernel's count, for as many packets
-as a snapshot has.
+Latency is sealed to acknowledged; its p99 under each flood is held against that of all void windows together. CPU is
+the broker's process plus what the flood's sender took more than towards the void, which is the limiter and the stack.
+The bound is that of T-VDOS-1: factor + flood x c_xdp / c_path, c_path being the broker's CPU per snapshot of a vantage,
+c_xdp the limiter's run time by the kernel's count (clock reads included), for as many packets as a snapshot has.
 """
 
 from __future__ import annotations
