@@ -90,8 +90,7 @@ class Broker:
         self.evidence: Final = Evidence(
             self._store.evidence, self._watch.signing, urls=settings.witnesses, period_s=settings.bundle_period_s
         )
-        # Behind a limiter: tells it whose packets are not a stranger's.
-        self.flows: Final = Flows(Path(settings.limiter)) if settings.limiter else None
+        self.flows: Flows | None = None
         self._fence = self._store.fence
         self._stream_ids = count(1)
         self._connected: defaultdict[str, set[int]] = defaultdict(set)
@@ -119,6 +118,9 @@ class Broker:
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         self.address = _bind(server, self.settings.listen)
+        if self.settings.limiter:
+            # Not before the address is ours: it clears what an earlier broker there has left.
+            self.flows = Flows(Path(self.settings.limiter))
         if self.settings.metrics:
             self.metrics = MetricsEndpoint(BrokerCollector(self.info, self.vantages, self.flows), self.settings.metrics)
             try:
@@ -204,7 +206,7 @@ class Broker:
         names: set[str] = set()
         peer = context.peer()  # asked for once it has ended, gRPC ends the process
         try:
-            async for acks in self._answer(requests, context, stream, names):
+            async for acks in self._answer(requests, context, stream, peer, names):
                 yield acks
         finally:
             self.streams -= 1
@@ -216,7 +218,7 @@ class Broker:
                     del self._connected[name]
 
     async def _answer(
-        self, requests: AsyncIterator[pb.Batch], context: _Context, stream: int, names: set[str]
+        self, requests: AsyncIterator[pb.Batch], context: _Context, stream: int, peer: str, names: set[str]
     ) -> AsyncIterator[pb.AckBatch]:
         counter = StreamCounter()
         nonce = b""
@@ -249,7 +251,8 @@ class Broker:
             items = [Sealed(item.header, item.body, item.tag) for item in batch.items]
             verdicts, refused = self.admission.judge(items, time.time_ns())
             if verdicts and not names and self.flows is not None:
-                self.flows.prove(context.peer(), stream)  # its seal holds, whatever becomes of the snapshot
+                # Their seals hold, whatever becomes of the snapshots.
+                self.flows.prove(peer, stream, len({verdict.header.vantage_id for verdict in verdicts}))
             try:
                 # In a task of its own: what is committed counts, also when the stream ends meanwhile.
                 await asyncio.shield(self._in_background(self._settle(verdicts, stream)))
