@@ -11,7 +11,7 @@ import pytest
 
 from mvps.coherence.observation import HIST_BINS
 from mvps.probes.btf import Btf, BtfError
-from mvps.probes.libbpf import BpfObject, ProgInfo
+from mvps.probes.libbpf import BpfObject, LinkInfo, MapInfo, ProgInfo
 from mvps.vantages.cells import object_path
 
 SIGNALS = ("mm", "blk", "sock", "sched", "irq", "path")
@@ -63,3 +63,17 @@ def test_program_info_matches_the_kernels_layout() -> None:
 def test_enums_of_the_kernel() -> None:
     reasons = Btf(VMLINUX.read_bytes()).enum("skb_drop_reason")
     assert any(name.endswith("NOT_SPECIFIED") for name in reasons.values())
+
+
+@pytest.mark.skipif(not VMLINUX.exists(), reason="this kernel has no BTF")
+def test_map_info_is_laid_out_as_in_the_running_kernel() -> None:
+    offsets = Btf(VMLINUX.read_bytes()).offsets("bpf_map_info")
+    assert {name: getattr(MapInfo, name).offset for name, _ in MapInfo._fields_}.items() <= offsets.items()
+
+
+@pytest.mark.skipif(not VMLINUX.exists(), reason="this kernel has no BTF")
+def test_link_info_is_laid_out_as_in_the_running_kernel() -> None:
+    offsets = Btf(VMLINUX.read_bytes()).offsets("bpf_link_info")
+    for name in ("type", "id", "prog_id"):
+        assert getattr(LinkInfo, name).offset == offsets[name]
+    assert ctypes.sizeof(LinkInfo) >= 76

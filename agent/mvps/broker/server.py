@@ -121,8 +121,7 @@ class Broker:
         )
         self.ticks: Final = Ticks(self.epochs, self._history, deadline_s=settings.bundle_deadline_s)
         self.answers: Final = Answers(self._history)
-        # Behind a limiter: tells it whose packets are not a stranger's.
-        self.flows: Final = Flows(Path(settings.limiter)) if settings.limiter else None
+        self.flows: Flows | None = None
         self._fence = self._store.fence
         self._stream_ids = count(1)
         self._connected: defaultdict[str, set[int]] = defaultdict(set)
@@ -157,6 +156,9 @@ class Broker:
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         self.address = _bind(server, self.settings.listen, self._tls)
+        if self.settings.limiter:
+            # Not before the address is ours: it clears what an earlier broker there has left.
+            self.flows = Flows(Path(self.settings.limiter))
         if self.settings.metrics:
             self.metrics = MetricsEndpoint(BrokerCollector(self.info, self.vantages, self.flows), self.settings.metrics)
             try:
@@ -258,7 +260,7 @@ class Broker:
         names: set[str] = set()
         peer = context.peer()  # asked for once it has ended, gRPC ends the process
         try:
-            await self._answer(context, stream, names)
+            await self._answer(context, stream, peer, names)
         finally:
             self.streams -= 1
             if self.flows is not None:
@@ -268,7 +270,7 @@ class Broker:
                 if not self._connected[name]:
                     del self._connected[name]
 
-    async def _answer(self, context: _Context, stream: int, names: set[str]) -> None:
+    async def _answer(self, context: _Context, stream: int, peer: str, names: set[str]) -> None:
         sealers = _AckSealers(self._watch.epochs)
         nonce = b""
         passed_on = -1  # newest epoch this sender knows or was told of
@@ -285,7 +287,8 @@ class Broker:
                 batch = admitted.batch
                 nonce = batch.nonce
                 if len(batch) and not names and self.flows is not None:
-                    self.flows.prove(context.peer(), stream)  # its seal holds, whatever becomes of the snapshot
+                    # Their seals hold, whatever becomes of the snapshots.
+                    self.flows.prove(peer, stream, len({run.vantage_id for run in admitted.runs}))
                 if len(batch):
                     try:
                         await self._commit(admitted, stream)
