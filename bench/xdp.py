@@ -3,10 +3,10 @@
 
 Method: BPF_PROG_TEST_RUN with a repeat count; the kernel runs the program on one frame so many times in a row on one
 CPU and reports the ns per run, its own loop included, without fractions. So that no ratio is flattered, the limiter's
-figure is taken one ns higher in each. Parties take turns, round by round; shown is the median. Caches are warm and the
-frame is always the same: these are figures of instructions more than of memory; the plan is as full of prefixes and
-proven flows as a large site's. The clock goes on as in life, which matters to no party: budgets are either far too
-large or empty.
+figure is taken one ns higher in each. Parties take turns, round by round; the least of the rounds counts, since what
+disturbs only adds. Caches are warm and the frame is always the same: these are figures of instructions more than of
+memory; the plan is as full of prefixes and proven flows as a large site's. The clock goes on as in life, which matters
+to no party: budgets are either far too large or empty.
 
 drop: a SYN, an unknown segment, a fragment and an IPv6 segment behind VLAN tags, from listed and unlisted sources, with
 the budget empty. pass: a segment of a proven flow, charged to its own budget and its prefix's total. The token bucket
@@ -41,7 +41,7 @@ _AMPLE = Price(1, 0, 10**15)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=0, help="of every party (default 5, with --full 25)")
+    parser.add_argument("--rounds", type=int, default=0, help="of every party (default 9, with --full 41)")
     parser.add_argument("--prefixes", type=int, default=10_000, help="in the plan, one address each")
 
 
@@ -76,7 +76,7 @@ def _tcp(flags: int, source_port: int = 40_000) -> bytes:
 def run(given: argparse.Namespace) -> Result:
     need_root()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    rounds = given.rounds or (25 if given.full else 5)
+    rounds = given.rounds or (41 if given.full else 9)
     repeat = 1_000_000
     chance = random.Random(1)
     half = max(1, given.prefixes // 2)
@@ -116,27 +116,30 @@ def run(given: argparse.Namespace) -> Result:
                 times[name].append(ns)
         info = libbpf.program_info(fd)
         size = {"instructions_verified": int(info.verified_insns), "jited_bytes": int(info.jited_prog_len)}
-    median = {name: statistics.median(seen) for name, seen in times.items()}
-    drops = {name: ns for name, ns in median.items() if name.startswith("drop")}
-    worst_drop, worst_pass = max(drops.values()), max(median["proven_pass"], median["proven_pass_ipv6_vlan"])
+    least = {name: min(seen) for name, seen in times.items()}
+    drops = {name: ns for name, ns in least.items() if name.startswith("drop")}
+    worst_drop, worst_pass = max(drops.values()), max(least["proven_pass"], least["proven_pass_ipv6_vlan"])
     ratios = {
-        "drop_to_empty": round((worst_drop + 1) / median["empty_drop"], 2),
-        "drop_to_token_bucket": round((worst_drop + 1) / median["token_bucket_drop"], 2),
-        "pass_to_empty": round((worst_pass + 1) / median["empty_pass"], 2),
+        "drop_to_empty": round((worst_drop + 1) / least["empty_drop"], 2),
+        "drop_to_token_bucket": round((worst_drop + 1) / least["token_bucket_drop"], 2),
+        "pass_to_empty": round((worst_pass + 1) / least["empty_pass"], 2),
     }
     bars = {"drop_to_empty": DROP_BAR, "drop_to_token_bucket": 1.0, "pass_to_empty": PASS_BAR}
     closest = max(bars, key=lambda name: ratios[name] / bars[name])
     details = {
         "conditions": f"{2 * half} prefixes, {min(2 * half, most)} proven flows, one CPU, "
         f"{rounds} rounds of {repeat} runs",
-        "ns": {name: {"median": median[name], "least": min(seen), "most": max(seen)} for name, seen in times.items()},
+        "ns": {
+            name: {"least": least[name], "median": statistics.median(seen), "most": max(seen)}
+            for name, seen in times.items()
+        },
         "ratios": ratios,
         "bars": bars,
         **size,
     }
     print(
-        f"drop {worst_drop:.0f} ns at most, proven pass {worst_pass:.0f}; empty {median['empty_drop']:.0f}, "
-        f"token bucket {median['token_bucket_drop']:.0f}"
+        f"drop {worst_drop:.0f} ns at most, proven pass {worst_pass:.0f}; empty {least['empty_drop']:.0f}, "
+        f"token bucket {least['token_bucket_drop']:.0f}"
     )
     holds = all(ratios[name] <= bar for name, bar in bars.items())
     return Result(ratios[closest], closest, bars[closest], holds, details)
