@@ -10,7 +10,7 @@ makes them.
 What would spoil the figures here is that the flood's sender needs CPU too. So broker and honest vantages have one CPU
 and the flood has another, on which, as is the way of veth, the limiter and the receiving stack run too; and each flood
 is held against the same flood sent to a device whose end drops everything in an empty XDP program ("void"), in turn.
-Latency is sealed to acknowledged; its p99 under each flood is held against that of all void windows together. CPU is
+Latency is sealed to acknowledged; p99 (median of windows) under each flood is held against that of void windows. CPU is
 the broker's process plus what the flood's sender took more than towards the void, which is the limiter and the stack.
 The bound is that of T-VDOS-1: factor + flood x c_xdp / c_path, c_path being the broker's CPU per snapshot of a vantage,
 c_xdp the limiter's run time by the kernel's count (clock reads included), for as many packets as a snapshot has.
@@ -54,47 +54,51 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class Window:
-    """One stretch of time under one load."""
+    """One stretch of time under one load, and how long what honest vantages sealed in it took to be acknowledged."""
 
     begun_ns: int = 0
     ended_ns: int = 0
     broker_s: float = 0.0
     flood_s: float = 0.0
     sent: int = 0
-
-
-@dataclass
-class Load:
-    """The windows of one load, and what the honest vantages saw in them."""
-
-    windows: list[Window] = field(default_factory=list)
     latencies_ms: list[float] = field(default_factory=list)
 
     @property
     def cpu(self) -> float:
         """CPU seconds a second: broker and flood's sender."""
-        return statistics.median(
-            (one.broker_s + one.flood_s) / ((one.ended_ns - one.begun_ns) / 1e9) for one in self.windows
-        )
+        return (self.broker_s + self.flood_s) / ((self.ended_ns - self.begun_ns) / 1e9)
+
+
+@dataclass
+class Load:
+    """The windows of one load. Their medians count: one window that something else disturbed decides nothing."""
+
+    windows: list[Window] = field(default_factory=list)
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds a second."""
+        return statistics.median(one.cpu for one in self.windows)
 
     @property
     def p99_ms(self) -> float:
         """Of the honest vantages."""
-        if len(self.latencies_ms) < 2:
+        known = [one.latencies_ms for one in self.windows if len(one.latencies_ms) > 1]
+        if not known:
             raise SystemExit("bench: hardly a snapshot was acknowledged: is the machine busy with something else?")
-        return statistics.quantiles(self.latencies_ms, n=100)[98]
+        return statistics.median(statistics.quantiles(one, n=100)[98] for one in known)
 
     def take(self, times: list[tuple[int, int]]) -> None:
         """Latencies of the snapshots that were sealed within the windows."""
-        for sealed, settled in times:
-            if any(one.begun_ns <= sealed < one.ended_ns for one in self.windows):
-                self.latencies_ms.append((settled - sealed) / 1e6)
+        for one in self.windows:
+            one.latencies_ms += [(end - seal) / 1e6 for seal, end in times if one.begun_ns <= seal < one.ended_ns]
 
     def shown(self) -> dict[str, Any]:
-        known = len(self.latencies_ms) > 1
+        latencies = [ms for one in self.windows for ms in one.latencies_ms]
+        known = len(latencies) > 1
         return {
-            "acknowledged": len(self.latencies_ms),
-            "p50_ms": round(statistics.median(self.latencies_ms), 2) if known else None,
+            "acknowledged": len(latencies),
+            "p50_ms": round(statistics.median(latencies), 2) if known else None,
             "p99_ms": round(self.p99_ms, 2) if known else None,
             "cpu_per_s": round(self.cpu, 4),
             "flood_packets": sum(one.sent for one in self.windows),
@@ -244,7 +248,7 @@ def _run(
 
     own = path_s * 1000 / TICK_MS  # CPU seconds a second that one vantage costs
     growth, multipliers, bounds, opened = {}, {}, {}, {}
-    undisturbed = Load(latencies_ms=[ms for flood in FLOODS for ms in loads[f"void {flood}x"].latencies_ms])
+    undisturbed = Load([one for flood in FLOODS for one in loads[f"void {flood}x"].windows])
     for flood in FLOODS:
         nothing, limited = loads[f"void {flood}x"], loads[f"limited {flood}x"]
         growth[flood] = limited.p99_ms / undisturbed.p99_ms
