@@ -403,7 +403,7 @@ def run(given: argparse.Namespace) -> Result:
     rounds = given.rounds or (100 if given.full else 10)
     at_rest = given.seconds or (30.0 if given.full else 6.0)
     with tempfile.TemporaryDirectory(prefix="outage-", dir=WORK) as name, small_disk(Path(name)) as disk:
-        site = make_site(Path(name), [NAME], tick_ms=TICK_MS, from_s=int(time.time()) - 3600)
+        site = make_site(Path(name), [NAME], tick_ms=TICK_MS, rate_factor=1000, from_s=int(time.time()) - 3600)
         broker = Broker(site)
         relay = Relay(broker.socket)
         sender = Sender(site, relay.address, disk)

@@ -268,13 +268,13 @@ async def test_a_connection_has_so_many_streams(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lane", Lane)
 async def test_a_vantage_beyond_its_rate_is_not_read_and_loses_nothing(tmp_path: Path, lane: Lane) -> None:
-    async with running(tmp_path, backfill_rate=4) as (broker, host, stub):
+    async with running(tmp_path) as (broker, host, stub):
         calls = [stub.Stream() for _ in range(2)]
         items = [host.seal(lane=lane) for _ in range(MAX_BATCH_ITEMS + 2)]
         await calls[0].write(batch(*items[:MAX_BATCH_ITEMS]))
         assert len(acks_of(await calls[0].read(), host)) == MAX_BATCH_ITEMS
         assert not any(broker.throttled.values())
-        # Another stream of the same vantage: they share the rate, which is 4 in a second here.
+        # Another stream of the same vantage: they share the manifest's rate of 4 a tick.
         await calls[1].write(batch(items[-2]))
         assert acks_of(await calls[1].read(), host) == [(256, *ACCEPTED)]
         assert dict(broker.throttled) == {each: int(each is lane) for each in Lane}
@@ -286,7 +286,7 @@ async def test_a_vantage_beyond_its_rate_is_not_read_and_loses_nothing(tmp_path:
         await calls[1].write(batch(host.seal(lane=lane)))
         await asyncio.sleep(0.3)
         assert broker.accepted == 258 + 60
-        # The other vantage and the other lane have rates of their own.
+        # The other vantage has a rate of its own.
         other = Host(host.site, "host-2")
         assert await exchange(stub, other, other.seal(lane=lane)) == [(0, *ACCEPTED)]
         assert sum(broker.throttled.values()) == 3

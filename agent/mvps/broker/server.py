@@ -366,8 +366,8 @@ class Broker:
             manifest = self._watch.epochs.manifest(run.epoch_id)
             if manifest is None:
                 continue
-            per_tick = manifest.rate_factor if run.lane == Lane.LIVE else self.settings.backfill_rate
-            wait = self._identity.charge(run.vantage_id, run.lane, run.items, per_tick * 1000 / manifest.tick_ms, now)
+            rate = manifest.rate_factor * 1000 / manifest.tick_ms
+            wait = self._identity.charge(run.vantage_id, run.items, rate, now)
             if wait > longest:
                 longest, slowest = wait, run.lane
         if longest:

@@ -42,12 +42,6 @@ class BrokerSettings(BaseModel):
     max_in_work_mib: int = Field(
         64, ge=2, le=65_536, description="received and not yet committed, in MiB, of all streams"
     )
-    backfill_rate: float = Field(
-        20.0,
-        ge=1,
-        le=10_000,
-        description="backfill a vantage may send, in snapshots per tick; live: the manifest's rate",
-    )
     max_vantages: int = Field(10_000, ge=1, le=MAX_VANTAGES, description="identities the broker keeps")
     first_item_timeout_s: _Seconds = Field(10.0, description="a stream must prove itself within this time")
     bundle_period_s: int = Field(10, ge=1, le=3600, description="seconds between signed checkpoints of the log")

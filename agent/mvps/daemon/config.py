@@ -286,7 +286,7 @@ class SpoolSection(_Section):
     )  # fmt: skip
     rate: float = _setting(
         0.0,
-        "Snapshots of the past sent per second once the broker is back. 0: twenty times the ticks, at least 10.",
+        "Snapshots of the past sent per second once the broker is back. 0: three times the ticks.",
         unit="per second",
         ge=0,
         le=100_000,
@@ -347,8 +347,8 @@ class Config(_Section):
 
     @property
     def late_rate(self) -> float:
-        """Snapshots of the past sent per second."""
-        return self.spool.rate or max(10.0, 20_000.0 / self.agent.tick_ms)
+        """Snapshots of the past sent per second; with the live ones they are the manifest's usual rate of 4 a tick."""
+        return self.spool.rate or 3_000.0 / self.agent.tick_ms
 
     @property
     def vantage_id(self) -> str:

@@ -62,7 +62,7 @@ _KEEP_S: Final = 1.0
 SYNC_S: Final = 5.0
 # Between two segments of a spool that is read at the start: the interpreter is the tick's meanwhile.
 _RECOVERY_PAUSE_S: Final = 0.005
-DEFAULT_LATE_RATE: Final = 20.0
+DEFAULT_LATE_RATE: Final = 3.0
 
 _Call = grpc.aio.StreamStreamCall[pb.Batch, pb.AckBatch]
 
