@@ -1549,8 +1549,8 @@ def test_runs_and_leaves_are_what_the_store_keeps() -> None:
     items = [
         sealed("host-1", counter=5),
         sealed("host-2", counter=9),
-        sealed("host-1", counter=6, body=b"\xff"),
-        sealed("host-1", counter=7),
+        sealed("host-1", counter=6, body=b"\xff", time_ns=NOW + 5),
+        sealed("host-1", counter=7, time_ns=NOW - 1),
         sealed("host-1", counter=1, lane=2, time_ns=NOW - 9 * SECOND),
         sealed("signer", counter=3),
         sealed("host-1", counter=7),  # a repeat

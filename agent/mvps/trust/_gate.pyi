@@ -67,8 +67,8 @@ class Run(NamedTuple):
     there are none; :mod:`mvps.broker.store` reads them). leaf, offset: place of its first leaf among those of
     :meth:`Batch.leaves`, in leaves and bytes. newest: index of the last accepted item or -1; first_tick and
     first_period_ns, tick and period_ns are those of the first and last accepted one, missed the ticks that lie between
-    them and have no snapshot. d2: largest D^2 of a decision in an accepted one, or -1. sealed_ns: latest sealing time of
-    an accepted one, or 0.
+    them and have no snapshot. Of the accepted ones d2 is the largest D^2 of a decision, or -1, and sealed_ns the latest
+    sealing time, or 0.
     """
 
     vantage_id: str
