@@ -77,7 +77,7 @@ async def fill(folder: Path, hosts: Hosts, bound: int, lone: bool) -> dict[str, 
     store = Store(folder / "broker.db", retention_s=86400, max_bytes=bound)
     cpu: dict[bool, list[float]] = {False: [], True: []}
     wall: dict[bool, list[float]] = {False: [], True: []}
-    accepted = failed = largest = 0
+    accepted = failed = largest = sent = 0
     target = 0
     try:
         for turn in itertools.count():
@@ -102,6 +102,7 @@ async def fill(folder: Path, hosts: Hosts, bound: int, lone: bool) -> dict[str, 
             for one in judged:
                 admission.commit(one.runs)
             accepted += HOSTS
+            sent += sum(len(parcel.leaves) for parcel in parcels)
             largest = max(largest, store.bytes)
             if not full:
                 target = 2 * accepted
@@ -114,7 +115,7 @@ async def fill(folder: Path, hosts: Hosts, bound: int, lone: bool) -> dict[str, 
     body = statistics.mean(map(len, hosts.bodies))
     return {
         "body_bytes": round(body),
-        "seal_bytes": round(log / kept - body),
+        "seal_bytes": round(sent / accepted - body),
         "database_bytes": round((size - log) / kept),
         "cpu_us_full": round(statistics.mean(cpu[True]), 2),
         "cpu_us_filling": round(statistics.mean(cpu[False]), 2),

@@ -96,7 +96,7 @@ CREATE TABLE kept (
 );
 """
 _PRUNE_EVERY_S: Final = 30.0
-_PRUNE_ROWS: Final = 5000
+_PRUNE_ROWS: Final = 1000  # at a time, and twice what the last commit brought if that is more
 # A full store lets 1/16 of it free: room for a group of commits, so that making room delays none. A segment is at most
 # that long too, so that what goes at a time is a small part of what is kept.
 _PARTS: Final = 16
@@ -290,6 +290,7 @@ class Store:
         self._queue: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
         self._pruned = 0.0
         self._rows_removed = 0
+        self._rows_added = 0  # by the last commit
         self.fence = 0
         # "" or why the last commit failed.
         self.error = ""
@@ -389,6 +390,7 @@ class Store:
                     self._db.execute("ROLLBACK")
                 self.evidence.rollback()
                 raise
+            self._rows_added = following - self._next_id
             self._next_id = following
             self._numbers |= added
             if grew is not None:
@@ -586,38 +588,35 @@ class Store:
         The newest accepted row of each vantage stays.
         """
         young = self._young_ns()
+        most = max(_PRUNE_ROWS, 2 * self._rows_added)
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            going = (
-                f"SELECT id FROM runs WHERE id < ? AND id NOT IN (SELECT latest FROM ({_LATEST})"
-                " WHERE latest IS NOT NULL) ORDER BY id LIMIT ?"
-            )
-            count, last, early = self._db.execute(
-                "SELECT count(*), max(id), sum(CASE WHEN received_ns >= ? THEN accepted END) FROM runs"
-                f" WHERE id IN ({going})",
-                (young, end, _PRUNE_ROWS),
-            ).fetchone()
-            more = count == _PRUNE_ROWS
+            # The newest of its vantage is looked up row by row: that costs as much as goes, however large the fleet is.
+            going = self._db.execute(
+                "SELECT id, received_ns, accepted FROM runs WHERE id < ? AND id IS NOT"
+                " (SELECT max(latest) FROM lanes WHERE lanes.vantage = runs.vantage) ORDER BY id LIMIT ?",
+                (end, most),
+            ).fetchall()
+            more = len(going) == most
             # Of a row that stays all but the last snapshot goes with its segment: it counts as forgotten too.
             (kept_from,) = self._db.execute(
-                "SELECT coalesce(1 + max(sealed_ns), 0) FROM runs WHERE id < ?", (last + 1 if more else end,)
+                "SELECT coalesce(1 + max(sealed_ns), 0) FROM runs WHERE id < ?", (going[-1][0] + 1 if more else end,)
             ).fetchone()
             if kept_from > self.backfill_from_ns:
                 self.backfill_from_ns = kept_from
                 self._db.execute("UPDATE kept SET backfill_from_ns = ?", (self.backfill_from_ns,))
-            if count:
-                self._db.execute(f"DELETE FROM runs WHERE id IN ({going})", (end, _PRUNE_ROWS))
+            self._db.executemany("DELETE FROM runs WHERE id = ?", [(identity,) for identity, *_ in going])
             self._db.execute("DELETE FROM mismatches WHERE seen_ns < ?", (young,))
             self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
-        self._rows_removed += count
-        self.removed_early += early or 0
+        self._rows_removed += len(going)
+        self.removed_early += sum(accepted for _, received_ns, accepted in going if received_ns >= young)
         if not more:
             self._prune_log(end)
-        return bool(more)
+        return more
 
     def _prune_log(self, first_id: int) -> None:
         """Remove the segments that hold no row from ``first_id`` on."""
