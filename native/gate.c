@@ -60,6 +60,7 @@ struct gate {
     PyObject_HEAD PyObject *resolve;
     PyObject *vantages; // id as bytes -> struct vantage
     uint64_t live_past_ns, backfill_past_ns, future_ns;
+    uint64_t backfill_from_ns; // sealing time; what came before may be forgotten already
     Py_ssize_t max_vantages;
     bool busy;
 };
@@ -547,6 +548,8 @@ static struct refusal check_time(const struct gate *gate, const struct epoch *ep
     __int128 age = (__int128)now_ns - header->time_ns;
     if (age > (__int128)(live ? gate->live_past_ns : gate->backfill_past_ns))
         return (struct refusal){REASON_STALE, "sealed too long ago"};
+    if (!live && header->time_ns < gate->backfill_from_ns)
+        return (struct refusal){REASON_STALE, "sealed before something that is no longer kept"};
     if (age < -(__int128)gate->future_ns)
         return (struct refusal){REASON_FUTURE, "sealed in the future: one of the two clocks is wrong"};
     // What was sealed before retirement and comes long after it is stale by now.
@@ -1170,6 +1173,7 @@ struct run {
     const struct item *newest, *oldest; // accepted ones
     uint64_t missed;
     double d2;
+    uint64_t sealed_ns; // latest sealing time of the accepted ones
 };
 
 static bool same_run(const struct item *a, const struct item *b)
@@ -1197,6 +1201,8 @@ static void count_into(struct run *run, const struct item *item)
     }
     run->accepted++;
     run->bytes += leaf_bytes(item);
+    if (item->header.time_ns > run->sealed_ns)
+        run->sealed_ns = item->header.time_ns;
     if (!run->oldest)
         run->oldest = item;
     const struct item *before = run->newest;
@@ -1309,6 +1315,7 @@ static PyObject *run_row(const struct state *state, const struct batch *batch, c
         PyLong_FromUnsignedLongLong(run->newest ? newest->figures.tick_period_ns : 0),
         PyLong_FromUnsignedLongLong(run->missed),
         PyFloat_FromDouble(run->d2),
+        PyLong_FromUnsignedLongLong(run->sealed_ns),
     };
     return row(state->run_type, sizeof fields / sizeof *fields, fields);
 }
@@ -1557,6 +1564,14 @@ static void rewind_epoch(struct epoch *epoch)
     }
 }
 
+static PyObject *gate_take_backfill_from(PyObject *self, PyObject *sealed_ns)
+{
+    struct gate *gate = (struct gate *)self;
+    if (!not_busy(gate) || as_u64(sealed_ns, &gate->backfill_from_ns))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyObject *gate_rewind(PyObject *self, PyObject *unused)
 {
     (void)unused;
@@ -1573,6 +1588,7 @@ static PyMethodDef gate_methods[] = {
     {"admit", (PyCFunction)(void (*)(void))gate_admit, METH_FASTCALL, NULL},
     {"judge", (PyCFunction)(void (*)(void))gate_judge, METH_FASTCALL, NULL},
     {"commit", (PyCFunction)(void (*)(void))gate_commit, METH_FASTCALL, NULL},
+    {"take_backfill_from", gate_take_backfill_from, METH_O, NULL},
     {"rewind", gate_rewind, METH_NOARGS, NULL},
     {"forget_keys", gate_forget_keys, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
@@ -1743,7 +1759,7 @@ static int module_exec(PyObject *module)
         add_named_tuple(module, collections, "Judged", "header fresh refusal", &state->judged_type) ||
         add_named_tuple(module, collections, "Run",
                         "vantage_id epoch_id lane items accepted refusals highest last entries leaf offset "
-                        "newest first_tick first_period_ns tick period_ns missed d2",
+                        "newest first_tick first_period_ns tick period_ns missed d2 sealed_ns",
                         &state->run_type) ||
         add_named_tuple(module, collections, "SurfaceFigures", "name phase d2 s farthest", &state->surface_type) ||
         add_named_tuple(module, collections, "Figures", "tick_period_ns lateness_ns lead surfaces",

@@ -65,6 +65,8 @@ async def test_what_happened_is_counted_by_reason(tmp_path: Path) -> None:
         assert found["mvps_broker_vantages", (("state", "connected"),)] == 1
         assert found["mvps_broker_surfaces", (("phase", "BAU"), ("surface", "kernel"))] == 1
         assert found["mvps_log_leaves", ()] == 1
+        assert found["mvps_store_limit_bytes", ()] == 16 << 30 > found["mvps_store_bytes", ()] > 0
+        assert found["mvps_store_kept_from_seconds", ()] == found["mvps_store_removed_early_total", ()] == 0
         assert found["mvps_broker_info", (("epoch", "1"), ("profile", "cwt"), ("version", broker.info().version))] == 1
         broker.fleet.vantages["host-1"].clone_suspected = True
         found = await scrape(broker)

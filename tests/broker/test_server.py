@@ -2,9 +2,13 @@
 """The broker over real gRPC: loopback TCP and Unix sockets, port 0."""
 
 import asyncio
+import json
+import os
 import socket
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -339,10 +343,12 @@ async def test_state_survives_a_restart(tmp_path: Path) -> None:
         bad = host.seal(b"garbage")
         await exchange(stub, host, first, bad)
     async with running(tmp_path) as (_, _, stub):
-        answers = await exchange(stub, host, first, bad, host.seal())
+        third = host.seal()
+        answers = await exchange(stub, host, first, bad, third)
         assert [a[1:] for a in answers] == [DUPLICATE, rejected(RejectReason.MALFORMED), ACCEPTED]
         (vantage,) = (await stub.ListVantages(pb.ListVantagesRequest())).vantages
-        assert (vantage.vantage_id, vantage.accepted, vantage.latest.tick) == ("host-1", 2, now_tick())
+        tick = parse_header(third.header).tick
+        assert (vantage.vantage_id, vantage.accepted, vantage.latest.tick) == ("host-1", 2, tick)
 
 
 async def test_a_commit_that_fails_acknowledges_nothing_and_loses_nothing(tmp_path: Path) -> None:
@@ -361,6 +367,63 @@ async def test_a_commit_that_fails_acknowledges_nothing_and_loses_nothing(tmp_pa
         other.close()
         assert await exchange(stub, host, *items) == [(1, *ACCEPTED), (2, *ACCEPTED)]
         assert broker.counters()["accepted"] == 3
+
+
+def sealed_ago(host: Host, seconds: float, *, lane: Lane = Lane.BACKFILL, padding: int = 0) -> Sealed:
+    """A snapshot that was sealed so long ago. padding: bytes of 200 KiB or so that it carries."""
+    at = time.time_ns() - int(seconds * SECOND)
+    body = snapshot(host.vantage_id, at // SECOND)
+    for number in range(padding // 15_000):
+        body.extensions[f"padding-{number}"] = os.urandom(15_000)
+    return host.seal(body, tick=at // SECOND, lane=lane, clock=lambda: at)
+
+
+async def test_a_full_store_takes_backfill_as_far_back_as_it_keeps_rows(tmp_path: Path) -> None:
+    """What was forgotten cannot come again as a copy, and what is younger is taken once."""
+    full = {"database_max_mib": 16, "bundle_period_s": 1}
+    async with running(tmp_path, **full) as (broker, host, stub):
+        # A new broker has forgotten nothing, so it takes everything up to retention_s.
+        unknown = sealed_ago(host, 7000)
+        early = [sealed_ago(host, 7200 - age) for age in range(3)]
+        counters = [parse_header(each.header).counter & 0xFFFF for each in early]
+        assert await exchange(stub, host, *early) == [(counter, *ACCEPTED) for counter in counters]
+        assert await exchange(stub, host, *early) == [(counter, *DUPLICATE) for counter in counters]
+        assert await exchange(stub, host, sealed_ago(host, 90_000)) == [(4, *rejected(RejectReason.STALE))]
+        other = Host(host.site, "host-2")
+        for ago in range(6000, 2000, -40):
+            (answer,) = await exchange(stub, other, sealed_ago(other, ago, padding=200_000))
+            assert answer[1:] == ACCEPTED
+        info = broker.info()
+        assert info.store_error == ""
+        assert info.store.bytes <= info.store.max_bytes == 16 << 20
+        assert broker.counters()["commit_failures"] == 0
+        assert 10 < info.store.removed_early < 60
+        assert await exchange(stub, host, early[0]) == [(1, *rejected(RejectReason.REPLAYED))]
+        live = host.seal()
+        assert (await exchange(stub, host, live))[0][1:] == ACCEPTED
+        while broker.info().evidence.checkpoint_size < broker.info().evidence.size:
+            await asyncio.sleep(0.1)
+    # Neither a restart nor more room and a longer retention bring back what is forgotten.
+    async with running(tmp_path, retention_s=172_800) as (broker, _, stub):
+        # The copies an agent makes of what it was told is unknown: the broker had all of them, save one.
+        assert broker.info().store.backfill_from_ns == info.store.backfill_from_ns
+        copies = [sealed_ago(host, 7200), sealed_ago(host, 7000), *(sealed_ago(host, ago) for ago in (6000, 5990))]
+        stale = rejected(RejectReason.STALE)
+        assert [answer[1:] for answer in await exchange(stub, host, *copies)] == [stale] * 4
+        assert [a[1:] for a in await exchange(stub, host, unknown)] == [rejected(RejectReason.REPLAYED)]
+        young = sealed_ago(host, 2100)
+        assert [answer[1:] for answer in await exchange(stub, host, young)] == [ACCEPTED]
+        assert [answer[1:] for answer in await exchange(stub, host, young, live)] == [DUPLICATE, DUPLICATE]
+        assert [answer[1:] for answer in await exchange(stub, host, host.seal())] == [ACCEPTED]
+        database, site = broker.settings.database, host.site
+    manifests = str(site.manifests)
+    command = ["verify", str(database), "--operator", site.operator, "--manifests", manifests, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mvps.cli.main", *command], capture_output=True, text=True, check=False
+    )
+    shown = json.loads(done.stdout)
+    assert shown["holds"], shown
+    assert any("were pruned" in remark for remark in shown["remarks"])
 
 
 async def test_streams_of_several_vantages_are_answered_under_their_own_seals(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from mvps.trust.merkle import Tree, included, leaf_hash
 from mvps.trust.note import Note, NoteSignature
 from mvps.trust.reasons import RejectReason
 from mvps.trust.replay import Recorded
-from mvps.trust.seal import Sealed
+from mvps.trust.seal import Sealed, parse_header
 
 Open = Callable[..., Store]
 
@@ -307,6 +307,185 @@ async def test_retention_removes_segments_and_keeps_what_silent_vantages_said_la
             "SELECT count(*) FROM vantages v JOIN lanes l ON l.vantage = v.number AND l.latest = v.kept_run"
         ).fetchone() == (0,)
     db.close()
+
+
+MIB = 1 << 20
+
+
+def on_disk(store: Store) -> int:
+    """Bytes of the database, once its journal is in it, and of the log's leaves."""
+    with sqlite3.connect(store._path) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    folder = Path(f"{store._path}.evidence")
+    return store._path.stat().st_size + sum(path.stat().st_size for path in folder.glob("leaves-*"))
+
+
+def sealed_ns(each: Row) -> int:
+    return parse_header(each.sealed.header).time_ns
+
+
+async def test_a_full_store_goes_on_and_keeps_the_newest(reopen: Open) -> None:
+    bound = 2 * MIB
+    store = reopen(max_bytes=bound)
+    host, silent = new_host(), new_host("silent")
+    first = row(silent)
+    await store.submit(parcel(first), 0)
+    sent: list[Row] = []
+    for number in range(400):
+        # Many small commits, and now and then a group that is larger than what is left free.
+        group = [row(host, body=os.urandom(12_000)) for _ in range(1 if number % 40 else 15)]
+        await asyncio.gather(*(store.submit(parcel(each), 0) for each in group))
+        sent += group
+        assert store.bytes <= bound
+        if number % 100 == 99:
+            assert on_disk(store) <= bound
+    assert store.fence == 0
+    assert store.error == ""
+    for again in (False, True):
+        store = reopen(max_bytes=bound) if again else store
+        history = store.history("host-1", 0, 1000)
+        kept, gone = sent[-len(history) :], sent[: -len(history)]
+        assert [each.counter for each in history] == [each.counter for each in reversed(kept)]
+        assert bound // 2 < sum(each.sealed.size for each in history) < bound
+        assert max(map(sealed_ns, gone)) < store.backfill_from_ns <= min(map(sealed_ns, kept))
+        # The tree holds what is gone: whoever kept it can still prove it.
+        assert store.evidence.first > 1
+        leaf = leaf_hash(leaf_of(gone[0].sealed))
+        head = store.evidence.head
+        assert head.size == 1 + len(sent)
+        assert included(leaf, 1, head, store.evidence.inclusion(1, head.size))
+        latest = {known.vantage_id: known.latest.sealed for known in store.vantages()}
+        assert latest == {"host-1": sent[-1].sealed, "silent": first.sealed}
+        if not again:
+            assert store.removed_early == len(gone)
+
+
+async def test_a_store_with_room_removes_nothing_early_and_takes_all_backfill(reopen: Open) -> None:
+    store = reopen(max_bytes=2 * MIB)
+    host = new_host()
+    for _ in range(100):
+        await store.submit(parcel(row(host, body=os.urandom(12_000))), 0)
+    assert (store.removed_early, store.backfill_from_ns, store.evidence.first) == (0, 0, 0)
+    assert len(store.history("host-1", 0, 1000)) == 100
+
+
+async def test_rejected_snapshots_do_not_fill_the_store_for_good(reopen: Open) -> None:
+    bound = MIB
+    store = reopen(max_bytes=bound)
+    host, other = new_host(), new_host("host-2")
+    for _ in range(300):
+        await store.submit(parcel(*(row(host, reason=RejectReason.MALFORMED, body=b"?") for _ in range(100))), 0)
+        assert store.bytes <= bound
+    sent = [row(other, body=os.urandom(12_000)) for _ in range(100)]
+    for each in sent:
+        await store.submit(parcel(each), 0)
+    assert store.fence == 0
+    assert on_disk(store) <= bound
+    # The database has given its pages to the log.
+    assert len(store.history("host-2", 0, 1000)) * 12_000 > bound // 2
+
+
+async def test_a_bound_that_was_lowered_is_kept_from_the_first_commit_on(reopen: Open) -> None:
+    store = reopen(max_bytes=8 * MIB)
+    host = new_host()
+    for _ in range(100):
+        await store.submit(parcel(*(row(host, reason=RejectReason.MALFORMED, body=b"?") for _ in range(200))), 0)
+    for _ in range(300):
+        await store.submit(parcel(row(host, body=os.urandom(12_000))), 0)
+    assert on_disk(store) > 4 * MIB
+    store = reopen(max_bytes=2 * MIB)
+    last = row(host)
+    await store.submit(parcel(last), 0)
+    assert on_disk(store) <= 2 * MIB
+    assert store.history("host-1", 0, 1)[0].counter == last.counter
+
+
+async def test_what_is_forgotten_stays_forgotten_when_retention_grows(reopen: Open) -> None:
+    store = reopen(retention_s=100.0)
+    host = new_host()
+    old = row(host, received_ns=time.time_ns() - 1000 * 10**9)
+    await store.submit(parcel(old), 0)
+    store = reopen(retention_s=100.0)
+    await store.submit(parcel(row(host)), 0)  # prunes: the first commit after opening
+    while len(store.history("host-1", 0, 10)) == 2:
+        await asyncio.sleep(0.01)
+    assert reopen(retention_s=1e6).backfill_from_ns == sealed_ns(old) + 1
+    assert store.removed_early == 0
+
+
+async def test_a_damaged_leaf_does_not_keep_a_full_store_from_going_on(reopen: Open) -> None:
+    store = reopen(max_bytes=MIB)
+    host, silent = new_host(), new_host("silent")
+    await store.submit(parcel(row(silent)), 0)
+    path = Path(f"{store._path}.evidence/leaves-{0:020d}")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    for _ in range(150):
+        await store.submit(parcel(row(host, body=os.urandom(12_000))), 0)
+    assert store.fence == 0
+    assert store.evidence.first > 0
+    assert [known.vantage_id for known in reopen(max_bytes=MIB).vantages()] == ["host-1"]
+
+
+_CRASHES = """
+import asyncio, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from wire_samples import new_host, parcel, row
+from mvps.broker import store as module
+from mvps.trust.evidence_log import EvidenceLog
+
+def crash(*_):
+    os._exit(9)
+
+def crash_once_rows_are_gone(store, _):
+    if store._rows_removed:
+        crash()
+
+where = sys.argv[3]
+if where == "rows gone":
+    module.Store._prune_log = crash_once_rows_are_gone
+elif where == "silent kept":
+    EvidenceLog.prune = crash
+elif where == "segment gone":
+    EvidenceLog._measure = lambda log, segments, real=EvidenceLog._measure: real(log, segments) if len(
+        segments) == len(log.__dict__.get("_segments", segments)) else crash()
+
+async def main():
+    store = module.Store(Path(sys.argv[1]), retention_s=3600, max_bytes=1 << 20)
+    host = new_host()
+    while True:
+        each = row(host, body=os.urandom(12_000))
+        await store.submit(parcel(each), 0)
+        print(each.counter, each.sealed.header.hex(), flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("where", ["rows gone", "silent kept", "segment gone"])
+async def test_a_crash_while_room_is_made_leaves_a_store_that_goes_on(reopen: Open, tmp_path: Path, where: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _CRASHES, str(tmp_path / "broker.db"), str(Path(__file__).parent), where],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 9, done.stderr
+    sent = [parse_header(bytes.fromhex(line.split()[1])) for line in done.stdout.splitlines()]
+    store = reopen(max_bytes=MIB)
+    kept = {each.counter for each in store.history("host-1", 0, 1000)}
+    gone = [header for header in sent if header.counter not in kept]
+    assert gone
+    assert max(header.time_ns for header in gone) < store.backfill_from_ns
+    assert store.evidence.head.size >= len(sent)
+    host = new_host("host-2")
+    for _ in range(150):
+        await store.submit(parcel(row(host, body=os.urandom(12_000))), 0)
+    assert store.fence == 0
+    assert on_disk(store) <= MIB
 
 
 async def test_a_snapshot_changed_on_disk_is_not_shown(reopen: Open) -> None:

@@ -177,6 +177,7 @@ def parcel(*rows: Row) -> Parcel:
                 period_ns=0,
                 missed=0,
                 d2=-1.0,
+                sealed_ns=max((parse_header(r.sealed.header).time_ns for r in group if r.reason is None), default=0),
             )
         )
         leaves += good

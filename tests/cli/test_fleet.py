@@ -59,6 +59,19 @@ def test_troubles_are_marked_and_set_the_exit_code(arena: Arena, capsys: pytest.
     assert [vantage["vantage_id"] for vantage in shown["vantages"]] == ["host-1"]
 
 
+def test_a_full_store_says_how_long_it_keeps(arena: Arena, capsys: pytest.CaptureFixture[str]) -> None:
+    arena.send(arena.host.seal())
+    assert main(["fleet", "--broker", arena.broker.address]) == exits.OK
+    assert "of 16.00 GiB, keeps everything\n" in capsys.readouterr().out
+    assert arena.broker.broker is not None
+    store = arena.broker.broker._store  # filling one takes long; tests/broker has that
+    store.removed_early, store.backfill_from_ns = 7, time.time_ns() - 5400 * 10**9
+    assert main(["fleet", "--broker", arena.broker.address]) == exits.FOUND
+    said = capsys.readouterr().out
+    assert f"keeps everything since {cli_time(store.backfill_from_ns // 10**9 * 10**9)}\n" in said
+    assert "! store: full, it keeps 1.5 h of 24.0 h and has removed 7 snapshots early: raise database_max_mib" in said
+
+
 def test_no_broker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fleet", "--broker", f"unix:{tmp_path}/none"]) == exits.UNREACHABLE
     assert "check --broker" in capsys.readouterr().err

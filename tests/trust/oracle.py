@@ -173,6 +173,7 @@ class Gate:
         self._max_vantages = max_vantages
         self._held: dict[tuple[str, int], Held] = {}
         self._known: set[str] = set()
+        self._backfill_from_ns = 0
         self._committed: dict[LaneKey, int] = {}
         self._highest: dict[LaneKey, int] = {}
 
@@ -204,6 +205,10 @@ class Gate:
     def rewind(self) -> None:
         """Forget everything that was not committed."""
         self._highest = dict(self._committed)
+
+    def take_backfill_from(self, sealed_ns: int) -> None:
+        """Backfill sealed earlier is stale."""
+        self._backfill_from_ns = sealed_ns
 
     def forget_keys(self) -> None:
         """Ask for every key again."""
@@ -237,6 +242,8 @@ class Gate:
         live = header.lane == 1
         age = now_ns - header.time_ns
         if age > (self._window.live_past_ns if live else self._window.backfill_past_ns):
+            return RejectReason.STALE
+        if not live and header.time_ns < self._backfill_from_ns:
             return RejectReason.STALE
         if age < -self._window.future_ns:
             return RejectReason.FUTURE

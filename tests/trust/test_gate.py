@@ -967,6 +967,11 @@ class Pair:
         self.messages.rewind()
         self.oracle.rewind()
 
+    def take_backfill_from(self, sealed_ns: int) -> None:
+        self.gate.take_backfill_from(sealed_ns)
+        self.messages.take_backfill_from(sealed_ns)
+        self.oracle.take_backfill_from(sealed_ns)
+
     def forget_keys(self) -> None:
         self.gate.forget_keys()
         self.messages.forget_keys()
@@ -1120,6 +1125,32 @@ def test_a_duplicate_is_a_duplicate_however_old_and_in_whatever_epoch() -> None:
     assert (again.fresh, again.reason) == (False, None)
 
 
+def test_backfill_counts_from_a_time_that_can_be_moved_and_live_snapshots_do_not_care() -> None:
+    pair = Pair()
+    pair.take_backfill_from(NOW - 5)
+    early, first, live = (
+        sealed(lane=2, time_ns=NOW - 6),
+        sealed(lane=2, time_ns=NOW - 5),
+        sealed(lane=1, time_ns=NOW - 6),
+    )
+    assert [(verdict.fresh, verdict.reason) for verdict in pair.admit(early, first, live)] == [
+        (False, RejectReason.STALE),
+        (True, None),
+        (True, None),
+    ]
+    # Counters stay where they were: what was seen is seen, and what was refused for its time is not.
+    pair.take_backfill_from(NOW)
+    assert [verdict.reason for verdict in pair.admit(first, sealed(lane=2, counter=U64, time_ns=NOW - 1))] == [
+        None,
+        RejectReason.STALE,
+    ]
+    pair.take_backfill_from(0)
+    assert pair.admit(sealed(lane=2, counter=U64, time_ns=NOW - 1))[0].fresh
+    for wrong in (-1, U64 + 1):
+        with pytest.raises(OverflowError):
+            pair.gate.take_backfill_from(wrong)
+
+
 def test_committed_counters_survive_a_rewind_and_others_do_not() -> None:
     pair = Pair()
     pair.admit(sealed(counter=5), sealed(counter=6))
@@ -1249,6 +1280,7 @@ OPERATIONS = st.lists(
             st.integers(1, 2),
             st.integers(0, 6),
         ),
+        st.tuples(st.just("take_backfill_from"), st.sampled_from([0, NOW - 101, NOW - 100, NOW, NOW + 101, U64])),
         st.tuples(st.just("rewind")),
         st.tuples(st.just("forget_keys")),
     ),
@@ -1517,9 +1549,9 @@ def test_runs_and_leaves_are_what_the_store_keeps() -> None:
     items = [
         sealed("host-1", counter=5),
         sealed("host-2", counter=9),
-        sealed("host-1", counter=6, body=b"\xff"),
-        sealed("host-1", counter=7),
-        sealed("host-1", counter=1, lane=2),
+        sealed("host-1", counter=6, body=b"\xff", time_ns=NOW + 5),
+        sealed("host-1", counter=7, time_ns=NOW - 1),
+        sealed("host-1", counter=1, lane=2, time_ns=NOW - 9 * SECOND),
         sealed("signer", counter=3),
         sealed("host-1", counter=7),  # a repeat
         sealed("host-1", counter=8, time_ns=NOW - 301 * SECOND),
@@ -1534,6 +1566,7 @@ def test_runs_and_leaves_are_what_the_store_keeps() -> None:
     assert (live.items, live.accepted, live.highest, live.last, live.newest) == (5, 2, 8, 7, 3)
     assert live.refusals == [RejectReason.MALFORMED, RejectReason.STALE]
     assert (live.tick, live.period_ns, live.missed, live.d2) == (TICK, SECOND, 0, 1.5)
+    assert [run.sealed_ns for run in runs] == [NOW, NOW, NOW - 9 * SECOND, NOW]
     order = [0, 3, 1, 4, 5]
     leaves = [b"".join(items[index]) for index in order]
     assert batch.leaves() == (b"".join(leaves), b"".join(hashlib.sha256(b"\0" + leaf).digest() for leaf in leaves))

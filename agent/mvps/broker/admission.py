@@ -68,6 +68,10 @@ class Admission:
             self.rejected[batch.refused.reason] += 1
         return Admitted(batch, runs, baselines, now_ns)
 
+    def take_backfill_from(self, sealed_ns: int) -> None:
+        """Something that was sealed before this is forgotten: no backfill from before it may count any more."""
+        self._gate.take_backfill_from(sealed_ns)
+
     def commit(self, runs: Iterable[Run]) -> None:
         """The store has these runs."""
         for run in runs:

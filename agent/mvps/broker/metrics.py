@@ -74,6 +74,7 @@ class BrokerCollector(Collector):
         )
         yield from _limits(info)
         yield GaugeMetricFamily("mvps_broker_store_failing", "1 while nothing is committed.", bool(info.store_error))
+        yield from _store(info.store)
         yield CounterMetricFamily("mvps_broker_clock_steps", "Times its clock was set.", value=info.clock_steps)
         yield GaugeMetricFamily(
             "mvps_broker_manifests_refused",
@@ -105,6 +106,19 @@ def _limits(info: stream_pb2.ServerInfo) -> Iterator[Metric]:
     yield seconds
     yield GaugeMetricFamily(
         "mvps_broker_in_work_bytes", "Received and not committed yet, of all streams.", value=info.bytes_in_work
+    )
+
+
+def _store(store: stream_pb2.StoreRoom) -> Iterator[Metric]:
+    yield GaugeMetricFamily("mvps_store_bytes", "Database and log segments.", value=store.bytes)
+    yield GaugeMetricFamily("mvps_store_limit_bytes", "What they may grow to.", value=store.max_bytes)
+    yield GaugeMetricFamily(
+        "mvps_store_kept_from_seconds",
+        "Sealing time from which on everything is kept, Unix time; 0 while nothing has gone.",
+        value=store.backfill_from_ns / 1e9,
+    )
+    yield CounterMetricFamily(
+        "mvps_store_removed_early", "Accepted snapshots that a full store removed.", value=store.removed_early
     )
 
 

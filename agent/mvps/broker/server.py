@@ -335,6 +335,8 @@ class Broker:
 
     async def _judge(self, context: _Context, message: bytes, nonce: bytes) -> Admitted:
         """What the gate says. A message outside the protocol ends the stream, and nothing of it was judged."""
+        # Before every message: an answer that says a snapshot is unknown brings its copy, which must find this done.
+        self.admission.take_backfill_from(self._store.backfill_from_ns)
         try:
             admitted = self.admission.judge(message, nonce, time.time_ns())
             _check_envelope(admitted.batch, nonce)
@@ -466,6 +468,13 @@ class Broker:
             ),
             bundles=dict(self.ticks.counts) | {"skipped": self.ticks.skipped, "repeated": self.ticks.repeated},
             history=pb.History(**self._history.status()._asdict()) if self._history is not None else None,
+            store=pb.StoreRoom(
+                bytes=self._store.bytes,
+                max_bytes=self._store.max_bytes,
+                backfill_from_ns=self._store.backfill_from_ns,
+                removed_early=self._store.removed_early,
+                retention_s=self.settings.retention_s,
+            ),
         )
 
     def vantages(self) -> pb.ListVantagesResponse:

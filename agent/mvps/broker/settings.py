@@ -32,8 +32,13 @@ class BrokerSettings(BaseModel):
         Path("/etc/mvps/manifests"),
         description="directory of the operator's *.manifest files, read every second",
     )
-    retention_s: _Seconds = Field(3600.0, description="how long snapshots are kept, in seconds")
-    database_max_mib: int = Field(4096, ge=4, le=1 << 20, description="largest size of the database, in MiB")
+    retention_s: _Seconds = Field(86400.0, description="how long snapshots are kept, in seconds")
+    database_max_mib: int = Field(
+        16_384,
+        ge=16,
+        le=1 << 20,
+        description="largest size of the database and the log's leaves, in MiB; near it the oldest go early",
+    )
     live_window_s: _Seconds = Field(300.0, description="oldest live snapshot that is accepted, in seconds")
     future_window_s: _Seconds = Field(10.0, description="how far a host's clock may be ahead, in seconds")
     max_streams: int = Field(4096, ge=1, le=100_000, description="streams open at a time")
@@ -95,7 +100,9 @@ class BrokerSettings(BaseModel):
         return self
 
     def window(self) -> Window:
-        """Accepted sealing times. Backfill is taken as far back as history is kept."""
+        """Accepted sealing times. Backfill is taken as far back as history should be kept; where the store had to let
+        some go early, its ``backfill_from_ns`` says since when.
+        """
         return Window(
             live_past_ns=int(self.live_window_s * _NS),
             backfill_past_ns=int(max(self.retention_s, self.live_window_s) * _NS),

@@ -9,6 +9,10 @@ transaction counts is cut off again. Of a rejected snapshot only digest and reas
 The log lives in ``<database>.evidence`` (:mod:`mvps.trust.evidence_log`); retention removes its oldest segments. The
 latest snapshot of a vantage that has fallen silent is then copied into the database.
 
+What is too old goes, and when the store is nearly full the oldest goes early: a store that is full goes on. Whatever
+goes, ``Store.backfill_from_ns`` rises above its sealing time, in the same transaction: backfill that was sealed earlier
+may be a copy of something that is forgotten, and the gate refuses it. No clock is asked for that.
+
 A row of the database is a *run*: the snapshots of one (vantage, epoch, lane) that came in one message, up to 256 of
 them, packed into its ``entries`` (:class:`Entry`). What a snapshot says of itself stands in the log and nowhere else;
 its digest too, so that the answer to a repeated counter reads its leaf.
@@ -51,7 +55,7 @@ from mvps.trust.reasons import RejectReason
 from mvps.trust.replay import LaneKey, Recorded
 from mvps.trust.seal import Sealed
 
-_SCHEMA_VERSION: Final = 3
+_SCHEMA_VERSION: Final = 4
 _SCHEMA: Final = """
 CREATE TABLE vantages (
     number INTEGER PRIMARY KEY, vantage TEXT NOT NULL UNIQUE, first_seen_ns INTEGER NOT NULL,
@@ -69,6 +73,8 @@ CREATE TABLE runs (
     last INTEGER NOT NULL,       -- highest counter in it
     received_ns INTEGER NOT NULL,
     leaf INTEGER, offset INTEGER,  -- place of the first accepted snapshot in the evidence log
+    accepted INTEGER NOT NULL,   -- snapshots
+    sealed_ns INTEGER NOT NULL,  -- latest sealing time of an accepted one; 0 if there is none
     entries BLOB NOT NULL
 );
 CREATE UNIQUE INDEX runs_by_counter ON runs (vantage, epoch, lane, last);
@@ -84,9 +90,17 @@ CREATE TABLE log (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     size INTEGER NOT NULL, root BLOB NOT NULL, segment INTEGER NOT NULL, end INTEGER NOT NULL
 );
+CREATE TABLE kept (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    backfill_from_ns INTEGER NOT NULL  -- every accepted snapshot that is forgotten was sealed before this
+);
 """
 _PRUNE_EVERY_S: Final = 30.0
-_PRUNE_ROWS: Final = 5000
+_PRUNE_ROWS: Final = 1000  # at a time, and twice what the last commit brought if that is more
+# A full store lets 1/16 of it free: room for a group of commits, so that making room delays none. A segment is at most
+# that long too, so that what goes at a time is a small part of what is kept.
+_PARTS: Final = 16
+_GIVE_BACK_PAGES: Final = 2000  # of the database to the disk at a time
 _GROUP: Final = 4096  # submissions in one transaction
 # A commit costs the same for one snapshot as for fifty: while many come one by one, the writer waits for more.
 _GATHER_S: Final = 0.004
@@ -138,6 +152,13 @@ class Kept(NamedTuple):
     vantage_id: str
     baseline_id: str
     json: bytes
+
+
+class Room(NamedTuple):
+    """What the store holds: bytes of the database and the log's segments, and how many of them rows would fill anew."""
+
+    bytes: int
+    free: int
 
 
 class VantageRow(NamedTuple):
@@ -218,7 +239,9 @@ def _unsigned(value: int) -> int:
 class Store:
     """The database of one broker. Locked against a second broker from construction to :meth:`close`.
 
-    max_bytes: of the database and the log's segments together; nodes and checkpoints of the log come on top.
+    max_bytes: of the database and the log's segments together; nodes and checkpoints of the log come on top. Near it
+    the oldest go before they are retention_s old. segment_bytes: of the log, a 16th of max_bytes at most unless given.
+    ``backfill_from_ns`` may be read from any thread: it has risen before anyone can see that something is forgotten.
     ``evidence`` may be read from any thread; only this store appends leaves to it.
     on_commit, on_failure: called in the event loop of the submission, in the order of the commits, before
     the submission's future is resolved.
@@ -233,10 +256,12 @@ class Store:
         on_commit: Callable[[Sequence[Run]], None] = lambda runs: None,
         on_failure: Callable[[], None] = lambda: None,
         busy_timeout_s: float = 2.0,
-        segment_bytes: int = SEGMENT_BYTES,
+        segment_bytes: int = 0,
     ) -> None:
         self._path = path
-        self._max_bytes = max_bytes
+        self.max_bytes: Final = max_bytes
+        self._margin = max_bytes // _PARTS
+        self._segment_bytes = segment_bytes or min(SEGMENT_BYTES, self._margin)
         self._retention_ns = int(retention_s * 1e9)
         self._on_commit = on_commit
         self._on_failure = on_failure
@@ -249,8 +274,10 @@ class Store:
                 self._numbers: dict[str, int] = dict(self._db.execute("SELECT vantage, number FROM vantages"))
                 state = LogState(*self._db.execute("SELECT size, root, segment, end FROM log").fetchone())
                 self.evidence: Final = EvidenceLog(
-                    path.with_name(path.name + ".evidence"), state, segment_bytes=segment_bytes
+                    path.with_name(path.name + ".evidence"), state, segment_bytes=self._segment_bytes
                 )
+                self.backfill_from_ns: int = self._db.execute("SELECT backfill_from_ns FROM kept").fetchone()[0]
+                self.bytes = self._room().bytes
             except EvidenceError as error:
                 self._db.close()
                 raise StoreError(str(error)) from None
@@ -262,9 +289,13 @@ class Store:
             raise
         self._queue: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
         self._pruned = 0.0
+        self._rows_removed = 0
+        self._rows_added = 0  # by the last commit
         self.fence = 0
         # "" or why the last commit failed.
         self.error = ""
+        # Accepted snapshots that went before they were retention_s old, since this store was opened.
+        self.removed_early = 0
         self._writer = threading.Thread(target=self._write, name="mvps-broker-store", daemon=True)
         self._writer.start()
 
@@ -320,7 +351,8 @@ class Store:
             stop = first is None
             if first is not None:
                 group.append(first)
-                while len(group) < _GROUP:
+                size = len(first.parcel.leaves)
+                while len(group) < _GROUP and size < self._segment_bytes:
                     try:
                         more = self._queue.get_nowait()
                     except queue.Empty:
@@ -329,6 +361,7 @@ class Store:
                         stop = True
                         break
                     group.append(more)
+                    size += len(more.parcel.leaves)
             fresh = [s for s in group if s.fence == self.fence]
             stale = [s for s in group if s.fence != self.fence]
             if fresh:
@@ -343,6 +376,7 @@ class Store:
     def _commit(self, group: list[_Submission]) -> None:
         added: dict[str, int] = {}
         try:
+            self._make_room(sum(len(s.parcel.leaves) for s in group))
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 grew = self._append([s.parcel for s in group if s.parcel.hashes])
@@ -356,6 +390,7 @@ class Store:
                     self._db.execute("ROLLBACK")
                 self.evidence.rollback()
                 raise
+            self._rows_added = following - self._next_id
             self._next_id = following
             self._numbers |= added
             if grew is not None:
@@ -375,11 +410,10 @@ class Store:
         """Leaves into the log, and the log's new state into the open transaction; where the first leaf is."""
         if not parcels:
             return None
-        size = int(self._db.execute("PRAGMA page_count").fetchone()[0]) * self._page_bytes
-        if size + self.evidence.bytes_kept + sum(len(parcel.leaves) for parcel in parcels) > self._max_bytes:
+        if self._room().bytes + sum(len(parcel.leaves) for parcel in parcels) > self.max_bytes:
             raise StoreError(
-                f"{self._path} and its evidence log cannot grow: raise database_max_mib or lower retention_s; agents "
-                "keep their snapshots meanwhile"
+                f"{self._path} and its evidence log cannot grow: raise database_max_mib, for nothing more can be "
+                "removed; agents keep their snapshots meanwhile"
             )
         first, state = self.evidence.extend([p.leaves for p in parcels], b"".join([p.hashes for p in parcels]))
         self._db.execute("UPDATE log SET size = ?, root = ?, segment = ?, end = ?", state)
@@ -404,14 +438,16 @@ class Store:
                 key = (number, _signed(run.epoch_id), run.lane)
                 last = _ordered(run.last)
                 place = (leaf + run.leaf, offset + run.offset) if run.accepted else (None, None)
-                runs.append((identity, *key, last, parcel.received_ns, *place, run.entries))
+                runs.append(
+                    (identity, *key, last, parcel.received_ns, *place, run.accepted, run.sealed_ns, run.entries)
+                )
                 _, accepted, latest = lanes.get(key, (0, 0, None))
                 # The gate only lets rising counters through, so the last run of a lane has its highest.
                 lanes[key] = (last, accepted + run.accepted, identity if run.accepted else latest)
                 identity += 1
             leaf += len(parcel.hashes) // HASH_BYTES
             offset += len(parcel.leaves)
-        self._db.executemany("INSERT INTO runs VALUES (?,?,?,?,?,?,?,?,?)", runs)
+        self._db.executemany("INSERT INTO runs VALUES (?,?,?,?,?,?,?,?,?,?,?)", runs)
         self._db.executemany(
             "INSERT INTO lanes VALUES (?,?,?,?,?,?) ON CONFLICT DO UPDATE SET counter = excluded.counter,"
             " accepted = accepted + excluded.accepted, latest = coalesce(excluded.latest, latest)",
@@ -487,30 +523,100 @@ class Store:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(in_loop, [s for s in group if s.loop is loop])
 
+    def _room(self) -> Room:
+        pages, free = (
+            int(self._db.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_count", "freelist_count")
+        )
+        return Room(pages * self._page_bytes + self.evidence.bytes_kept, free * self._page_bytes)
+
     def _prune(self) -> None:
+        """After a commit: a step of what is too old, and of what has no room."""
         now = time.monotonic()
-        if now - self._pruned < _PRUNE_EVERY_S:
-            return
         try:
-            # Ids rise with time: what is before the first row that is young enough is old.
-            young = self._db.execute(
-                "SELECT id FROM runs NOT INDEXED WHERE received_ns >= ? ORDER BY id LIMIT 1",
-                (time.time_ns() - self._retention_ns,),
-            ).fetchone()
-            first = young[0] if young else self._next_id
-            deleted = self._db.execute(
-                "DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE id < ?"
-                f" AND id NOT IN (SELECT latest FROM ({_LATEST}) WHERE latest IS NOT NULL) LIMIT ?)",
-                (first, _PRUNE_ROWS),
-            ).rowcount
-            self._db.execute("DELETE FROM mismatches WHERE seen_ns < ?", (time.time_ns() - self._retention_ns,))
-            if deleted < _PRUNE_ROWS:
-                self._prune_log(first)
+            if now - self._pruned >= _PRUNE_EVERY_S and not self._forget(self._first_young()):
+                self._pruned = now  # otherwise go on with the next commit
+            self._step(0)
+            self.bytes = self._room().bytes
         except (sqlite3.Error, OSError, EvidenceError) as error:
             self.error = _advice(error, self._path)
-            deleted = 0
-        if deleted < _PRUNE_ROWS:  # otherwise go on with the next commit
             self._pruned = now
+
+    def _make_room(self, leaves: int) -> None:
+        """Before a commit that brings so many bytes of leaves: let go of the oldest until they fit, if that helps.
+
+        Steps after the commits before keep room for this one as a rule.
+        """
+        while self._room().bytes + leaves > self.max_bytes and self._step(leaves):
+            pass
+
+    def _step(self, leaves: int) -> bool:
+        """Let go of a part of the oldest if the store is nearly full; whether that changed anything."""
+        changed = False
+        room = self._room()
+        if room.bytes - room.free + leaves > self.max_bytes - self._margin:
+            before = (self.evidence.first, self._rows_removed)
+            self._forget(self._end_of_oldest())
+            changed = before != (self.evidence.first, self._rows_removed)
+            room = self._room()
+        # Pages that rows have left are filled again by the next rows. The log gets them only if it needs them.
+        if room.free and room.bytes + leaves > self.max_bytes - self._margin // 2:
+            self._db.execute(f"PRAGMA incremental_vacuum({_GIVE_BACK_PAGES})").fetchall()
+            changed = changed or self._room() != room
+        return changed
+
+    def _first_young(self) -> int:
+        """Id of the first row that is not too old. Ids rise with time: what is before it is old."""
+        young = self._db.execute(
+            "SELECT id FROM runs NOT INDEXED WHERE received_ns >= ? ORDER BY id LIMIT 1", (self._young_ns(),)
+        ).fetchone()
+        return int(young[0]) if young else self._next_id
+
+    def _young_ns(self) -> int:
+        return time.time_ns() - self._retention_ns
+
+    def _end_of_oldest(self) -> int:
+        """Id of the first row after the oldest segment of the log; after all rows if there is only one segment."""
+        leaf = self.evidence.after_oldest
+        following = self._db.execute(
+            "SELECT id FROM runs NOT INDEXED WHERE leaf >= ? ORDER BY id LIMIT 1", (leaf,)
+        ).fetchone()
+        return int(following[0]) if following else self._next_id
+
+    def _forget(self, end: int) -> bool:
+        """Remove rows before the id ``end``, oldest first, and when all are gone their segments; whether more are left.
+
+        The newest accepted row of each vantage stays.
+        """
+        young = self._young_ns()
+        most = max(_PRUNE_ROWS, 2 * self._rows_added)
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            # The newest of its vantage is looked up row by row: that costs as much as goes, however large the fleet is.
+            going = self._db.execute(
+                "SELECT id, received_ns, accepted FROM runs WHERE id < ? AND id IS NOT"
+                " (SELECT max(latest) FROM lanes WHERE lanes.vantage = runs.vantage) ORDER BY id LIMIT ?",
+                (end, most),
+            ).fetchall()
+            more = len(going) == most
+            # Of a row that stays all but the last snapshot goes with its segment: it counts as forgotten too.
+            (kept_from,) = self._db.execute(
+                "SELECT coalesce(1 + max(sealed_ns), 0) FROM runs WHERE id < ?", (going[-1][0] + 1 if more else end,)
+            ).fetchone()
+            if kept_from > self.backfill_from_ns:
+                self.backfill_from_ns = kept_from
+                self._db.execute("UPDATE kept SET backfill_from_ns = ?", (self.backfill_from_ns,))
+            self._db.executemany("DELETE FROM runs WHERE id = ?", [(identity,) for identity, *_ in going])
+            self._db.execute("DELETE FROM mismatches WHERE seen_ns < ?", (young,))
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        self._rows_removed += len(going)
+        self.removed_early += sum(accepted for _, received_ns, accepted in going if received_ns >= young)
+        if not more:
+            self._prune_log(end)
+        return more
 
     def _prune_log(self, first_id: int) -> None:
         """Remove the segments that hold no row from ``first_id`` on."""
@@ -527,13 +633,13 @@ class Store:
                 " JOIN runs r ON r.id = l.latest WHERE r.leaf < ? AND v.kept_run IS NOT r.id",
                 (first,),
             ).fetchall()
-            places = [_newest(_Run(*run)).place for _, *run in silent]
-            kept = self.evidence.read(place for place in places if place is not None)
-            for (number, identity, *_), sealed in zip(silent, kept, strict=True):
+            for number, *columns in silent:
+                run = _Run(*columns)
+                sealed = self._undamaged(_newest(run).place)
                 if sealed is not None:
                     self._db.execute(
                         "UPDATE vantages SET kept_run = ?, kept = ? WHERE number = ?",
-                        (identity, leaf_of(sealed), number),
+                        (run.id, leaf_of(sealed), number),
                     )
             self._db.execute("COMMIT")
         except BaseException:
@@ -541,6 +647,13 @@ class Store:
                 self._db.execute("ROLLBACK")
             raise
         self.evidence.prune(first)
+
+    def _undamaged(self, place: Place | None) -> Sealed | None:
+        # One that was changed on disk must not keep the store from making room; mvps verify names it while it is there.
+        try:
+            return next(iter(self.evidence.read([place] if place is not None else [])), None)
+        except EvidenceError:
+            return None
 
     # ---- reading
 
@@ -728,6 +841,7 @@ def _open(path: Path, max_bytes: int, busy_timeout_s: float) -> sqlite3.Connecti
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"cannot open {path}: {error}") from None
     try:
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a new file, before anything is in it
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")  # a commit survives power loss: acknowledgements follow it
         page = int(db.execute("PRAGMA page_size").fetchone()[0])
@@ -737,9 +851,10 @@ def _open(path: Path, max_bytes: int, busy_timeout_s: float) -> sqlite3.Connecti
             size, root, segment, end = NEW_LOG
             db.executescript(
                 f"BEGIN; {_SCHEMA} INSERT INTO log VALUES (1, {size}, x'{root.hex()}', {segment}, {end});"
+                " INSERT INTO kept VALUES (1, 0);"
                 f" PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
             )
-        elif version in (1, 2):
+        elif version < _SCHEMA_VERSION:
             raise StoreError(
                 f"{path} has schema {version}, which no released broker wrote and this one does not read: move the "
                 "file away and start again"

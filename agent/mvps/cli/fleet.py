@@ -291,6 +291,12 @@ def _ask(arguments: argparse.Namespace) -> tuple[ServerInfo, ListVantagesRespons
 def _troubles(info: ServerInfo, vantages: ListVantagesResponse) -> list[str]:
     """One line for everything that a person should look at."""
     found = [f"store: {info.store_error}"] if info.store_error else []
+    if info.store.removed_early:
+        keeps = max(time.time_ns() - info.store.backfill_from_ns, 0) / 3600e9
+        found.append(
+            f"store: full, it keeps {keeps:.1f} h of {info.store.retention_s / 3600:.1f} h and has removed "
+            f"{info.store.removed_early} snapshots early: raise database_max_mib or lower retention_s"
+        )
     found += [f"tls: {info.tls_error}; the broker goes on with what it had"] if info.tls_error else []
     found += [f"log: {info.evidence.error}"] if info.evidence.error else []
     found += [f"witness {name}: {why}" for name, why in sorted(info.evidence.witness_errors.items())]
@@ -326,6 +332,11 @@ def _print(target: str, info: ServerInfo, vantages: ListVantagesResponse, troubl
     if log.quorum:
         words += f", {log.cosignatures} cosignatures ({log.quorum} needed)"
     print(words)
+    store = info.store
+    since = (
+        f"everything since {_time(store.backfill_from_ns // 10**9 * 10**9)}" if store.backfill_from_ns else "everything"
+    )
+    print(f"store {store.bytes / 2**30:.2f} of {store.max_bytes / 2**30:.2f} GiB, keeps {since}")
     counts = info.bundles
     if counts.get("closed"):
         others = ", ".join(

@@ -281,7 +281,7 @@ class SpoolSection(_Section):
         le=2048,
     )
     max_age_h: float = _setting(
-        24.0, "Snapshots older than this are dropped. A broker takes none beyond its retention_s.", unit="hours", gt=0,
+        24.0, "Snapshots older than this are dropped. A broker takes none it would not keep.", unit="hours", gt=0,
         le=24 * 366,
     )  # fmt: skip
     rate: float = _setting(

@@ -8,8 +8,7 @@ them and never takes the room they need.
 A late snapshot that was never on the wire is sealed again for the backfill lane. One that may have been is sent as it
 is, for only the answer tells: a duplicate is settled; ``replayed`` (its counter is below the highest, and the broker
 does not know it), ``stale`` and ``epoch_retired`` say that the broker does not have it, so that it is sealed again.
-That is sound as long as a broker forgets no row whose seal is younger than its retention, and it takes no backfill that
-is older.
+That is sound as long as a broker takes no backfill that was sealed before something it has accepted and forgotten.
 
 A stream that ends with UNAUTHENTICATED blames the first item that has no answer, and says so under no seal: whoever
 sits between could have said it. So nothing is dropped for it. An epoch that is not the present one and was blamed

@@ -67,7 +67,8 @@ class Run(NamedTuple):
     there are none; :mod:`mvps.broker.store` reads them). leaf, offset: place of its first leaf among those of
     :meth:`Batch.leaves`, in leaves and bytes. newest: index of the last accepted item or -1; first_tick and
     first_period_ns, tick and period_ns are those of the first and last accepted one, missed the ticks that lie between
-    them and have no snapshot. d2: largest D^2 of a decision in an accepted one, or -1.
+    them and have no snapshot. Of the accepted ones d2 is the largest D^2 of a decision, or -1, and sealed_ns the latest
+    sealing time, or 0.
     """
 
     vantage_id: str
@@ -88,6 +89,7 @@ class Run(NamedTuple):
     period_ns: int
     missed: int
     d2: float
+    sealed_ns: int
 
 @final
 class Batch:
@@ -192,6 +194,8 @@ class Gate:
         """
     def commit(self, vantage_id: str, epoch_id: int, lane: int, counter: int, /) -> None:
         """The store has ``counter``."""
+    def take_backfill_from(self, sealed_ns: int, /) -> None:
+        """Refuse backfill that was sealed before this as STALE, however long the window is. 0, as at first: none."""
     def rewind(self) -> None:
         """Forget every counter that was not committed: a commit failed and its snapshots will be sent again."""
     def forget_keys(self) -> None:

@@ -175,6 +175,11 @@ class EvidenceLog:
         return self._segments[0]
 
     @property
+    def after_oldest(self) -> int:
+        """Where the oldest segment ends: the leaf after it, which is the log's size if there is only one segment."""
+        return self._segments[1] if len(self._segments) > 1 else self.state.size
+
+    @property
     def bytes_kept(self) -> int:
         """Bytes of all segments; nodes and checkpoints come on top."""
         return self._older_bytes + self.state.end

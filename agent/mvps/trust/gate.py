@@ -9,7 +9,8 @@ One call judges a batch, each item in this order and no other:
    inside the gate; any other kind of key is called;
 3. counter, strictly above the highest one of (vantage, epoch, lane). Before time, since a duplicate of an accepted
    snapshot is a duplicate however old it has become;
-4. time: inside the window around now, and sealed while its epoch counted (:mod:`mvps.trust.epochs`);
+4. time: inside the window around now, backfill from where :meth:`Gate.take_backfill_from` says, and sealed while its
+   epoch counted (:mod:`mvps.trust.epochs`);
 5. body: wire format, closed schema, limits and domains, canonical only (native/snapshot.h says what that is), and no
    tick period below the epoch's. The counter is spent whatever the body is worth.
 

@@ -3,7 +3,8 @@
 
 Counter rule: strictly above the highest one of (vantage, epoch, lane). Time rule: sealed inside a window
 around the broker's now; how wide is ours. The live window is short; backfill may be as old as the broker
-keeps history, and is never from the future. The gate applies both (:mod:`mvps.trust.gate`). A counter that was
+keeps history, and is never from the future. What the broker has forgotten must not come again as backfill: the gate
+has the sealing time from which on that cannot be. It applies both rules (:mod:`mvps.trust.gate`). A counter that was
 seen before is judged by what the store recorded for it (:func:`judge_repeat`), so that no digests are kept in
 memory.
 """
