@@ -100,7 +100,6 @@ _PRUNE_ROWS: Final = 1000  # at a time, and twice what the last commit brought i
 # A full store lets 1/16 of it free: room for a group of commits, so that making room delays none. A segment is at most
 # that long too, so that what goes at a time is a small part of what is kept.
 _PARTS: Final = 16
-_GIVE_BACK_PAGES: Final = 2000  # of the database to the disk at a time
 _GROUP: Final = 4096  # submissions in one transaction
 # A commit costs the same for one snapshot as for fifty: while many come one by one, the writer waits for more.
 _GATHER_S: Final = 0.004
@@ -155,9 +154,10 @@ class Kept(NamedTuple):
 
 
 class Room(NamedTuple):
-    """What the store holds: bytes of the database and the log's segments, and how many of them rows would fill anew."""
+    """What the store holds: bytes of the database and the log's segments, of the database, and free ones in that."""
 
     bytes: int
+    database: int
     free: int
 
 
@@ -527,7 +527,8 @@ class Store:
         pages, free = (
             int(self._db.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_count", "freelist_count")
         )
-        return Room(pages * self._page_bytes + self.evidence.bytes_kept, free * self._page_bytes)
+        database = pages * self._page_bytes
+        return Room(database + self.evidence.bytes_kept, database, free * self._page_bytes)
 
     def _prune(self) -> None:
         """After a commit: a step of what is too old, and of what has no room."""
@@ -551,17 +552,17 @@ class Store:
 
     def _step(self, leaves: int) -> bool:
         """Let go of a part of the oldest if the store is nearly full; whether that changed anything."""
-        changed = False
+        if self._room().bytes + leaves <= self.max_bytes - self._margin:
+            return False
+        before = (self.evidence.first, self._rows_removed)
+        self._forget(self._end_of_oldest())
+        changed = before != (self.evidence.first, self._rows_removed)
         room = self._room()
-        if room.bytes - room.free + leaves > self.max_bytes - self._margin:
-            before = (self.evidence.first, self._rows_removed)
-            self._forget(self._end_of_oldest())
-            changed = before != (self.evidence.first, self._rows_removed)
-            room = self._room()
-        # Pages that rows have left are filled again by the next rows. The log gets them only if it needs them.
-        if room.free and room.bytes + leaves > self.max_bytes - self._margin // 2:
-            self._db.execute(f"PRAGMA incremental_vacuum({_GIVE_BACK_PAGES})").fetchall()
-            changed = changed or self._room() != room
+        # Rows leave pages that only rows fill again. To give them to the log costs a copy of all that is left, so it is
+        # done when that is less than what it gives, or when nothing else helps.
+        if room.free > self._margin // 2 and (2 * room.free > room.database or not changed):
+            self._db.execute("VACUUM")
+            changed = True
         return changed
 
     def _first_young(self) -> int:
@@ -841,7 +842,6 @@ def _open(path: Path, max_bytes: int, busy_timeout_s: float) -> sqlite3.Connecti
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"cannot open {path}: {error}") from None
     try:
-        db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a new file, before anything is in it
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")  # a commit survives power loss: acknowledgements follow it
         page = int(db.execute("PRAGMA page_size").fetchone()[0])
