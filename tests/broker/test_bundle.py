@@ -13,6 +13,12 @@ NOW = 1_790_000_000 * T
 PHASE_ALARM = 3
 
 
+def seen(bundle: Bundle) -> dict[str, Status]:
+    return {report.vantage_id: report.status for report in bundle.reports} | dict.fromkeys(
+        bundle.missing, Status.MISSING
+    )
+
+
 class Desk:
     """Bundles with what they gave out."""
 
@@ -29,7 +35,7 @@ class Desk:
         self.bundles.report(name, due, period_ns, due + after_ns, reason, NO_FIGURES)
 
     def statuses(self, at: int = -1) -> dict[str, Status]:
-        return {report.vantage_id: report.status for report in self.closed[at].reports}
+        return seen(self.closed[at])
 
 
 def test_closes_when_everybody_has_reported_and_not_before():
@@ -115,9 +121,7 @@ def test_a_slow_vantage_is_expected_only_when_one_of_its_ticks_is_due():
     for tick in range(three + 1, three + 4):
         desk.report("a", tick)
     desk.bundles.close_due(NOW + (three + 3) * T + DEADLINE)
-    by_tick = {
-        (bundle.tick_ns - NOW) // T - three: {r.vantage_id: r.status for r in bundle.reports} for bundle in desk.closed
-    }
+    by_tick = {(bundle.tick_ns - NOW) // T - three: seen(bundle) for bundle in desk.closed}
     assert by_tick[0] == {"a": Status.REPORTED, "slow": Status.REPORTED}
     assert by_tick[1] == by_tick[2] == {"a": Status.REPORTED}
     assert by_tick[3] == {"a": Status.REPORTED, "slow": Status.MISSING}

@@ -21,7 +21,9 @@ MM = Figures(3, "kernel", 17.25, 6.5, "mm")
 
 
 def bundle(tick: int, *reports: Report, cell: str = "") -> Bundle:
-    return Bundle(cell, NOW + tick * T, T, NOW + tick * T + 7, reports)
+    missing = tuple(report.vantage_id for report in reports if report.status is Status.MISSING)
+    heard = tuple(report for report in reports if report.status is not Status.MISSING)
+    return Bundle(cell, NOW + tick * T, T, NOW + tick * T + 7, heard, missing)
 
 
 def report(name: str, tick: int = 0, status: Status = Status.REPORTED, reason: int = 0) -> Report:

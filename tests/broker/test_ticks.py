@@ -89,6 +89,28 @@ async def test_what_comes_late_or_by_backfill_or_is_refused_is_told_apart(tmp_pa
         await broker.stop()
 
 
+async def test_of_too_many_late_ones_only_the_number_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mvps.broker.ticks._LATE_BURST", 3.0)
+    monkeypatch.setattr("mvps.broker.ticks.LATE_ROWS_PER_S", 0.0)
+    chosen, site = settings(tmp_path, bundle_deadline_s=0.3)
+    broker = Broker(chosen)
+    await broker.start()
+    host = Host(site, "host-1")
+    client = sender(broker, host)
+    try:
+        begin = now_tick() - 100
+        for tick in range(begin, begin + 10):
+            client.submit(host.seal(snapshot("host-1", tick), tick=tick))
+            await until(lambda tick=tick: broker.accepted == tick - begin + 1)  # type: ignore[misc]
+        assert (broker.ticks.counts["late"], broker.ticks.counts["unkept"]) == (3, 7)
+        # What is on time is looked at all the same.
+        client.submit(host.seal(snapshot("host-1", now_tick() + 2), tick=now_tick() + 2))
+        await until(lambda: broker.ticks.counts["reported"] == 1)
+    finally:
+        await asyncio.to_thread(client.stop)
+        await broker.stop()
+
+
 async def test_a_broker_without_history_closes_its_bundles_all_the_same(tmp_path: Path) -> None:
     chosen, _ = settings(tmp_path, bundle_deadline_s=0.25, history="none")
     broker = Broker(chosen)

@@ -62,16 +62,19 @@ class Report(NamedTuple):
 
 
 class Bundle(NamedTuple):
-    """One closed tick of one cell. ``reports`` has everybody who was expected, sorted by name."""
+    """One closed tick of one cell. reports: of those who spoke; missing: who should have. Both sorted by name."""
 
     cell: str
     tick_ns: int
     period_ns: int
     closed_ns: int
     reports: tuple[Report, ...]
+    missing: tuple[str, ...] = ()
 
     def count(self, status: Status) -> int:
         """Vantages with that status."""
+        if status is Status.MISSING:
+            return len(self.missing)
         return sum(report.status is status for report in self.reports)
 
 
@@ -106,6 +109,11 @@ class Bundles:
     def cells(self) -> list[str]:
         """Names of the cells, sorted."""
         return sorted(self._members)
+
+    @property
+    def first_open_ns(self) -> int:
+        """Due time of the oldest bundle that no deadline has closed."""
+        return self._next * self._period_ns
 
     def admit(self, cells: Mapping[str, str], period_ns: int, deadline_ns: int, now_ns: int) -> None:
         """Who is expected from now on: vantage -> cell, T of the epoch, and how long a bundle waits.
@@ -212,10 +220,12 @@ class Bundles:
         cell, index = key
         opened = self._open.pop(key, None)
         reports = opened.reports if opened is not None else {}
-        tick_ns = index * self._period_ns
-        for name in self._members.get(cell, ()):
-            if name not in reports and self._expects(name, index):
-                reports[name] = Report(name, tick_ns, Status.MISSING)
-        if reports:  # empty when only slow vantages live in the cell, and none is due
+        # Sets, and no object for a vantage that said nothing: a site that is down closes as many bundles as one that is
+        # up.
+        expected = self._members.get(cell, frozenset())
+        if self._slow:
+            expected = frozenset(name for name in expected if self._expects(name, index))
+        missing = tuple(sorted(expected.difference(reports)))
+        if reports or missing:  # neither when only slow vantages live in the cell, and none is due
             ordered = tuple(reports[name] for name in sorted(reports))
-            self._closed(Bundle(cell, tick_ns, self._period_ns, now_ns, ordered))
+            self._closed(Bundle(cell, index * self._period_ns, self._period_ns, now_ns, ordered, missing))

@@ -4,21 +4,22 @@
 SQLite by default, PostgreSQL by URL; one schema for both, through SQLAlchemy Core. It is derived data: what was
 acknowledged is in the evidence log and in the broker's own database (:mod:`mvps.broker.store`), and nothing waits for
 this one. A writer thread takes rows from a queue of bounded length; while the server is away the queue fills, and
-beyond its limit the oldest rows are dropped and counted. What came late takes the place of "missing".
+beyond its limit the oldest rows are dropped and counted. Who was missing stands in the bundle's row; what came late has
+a row of its own, which wins.
 
-One row per (vantage, tick) of some 120 bytes: 1,000 vantages at 1 Hz are 10 GiB a day, so ``retention_s`` and, for
-SQLite, ``max_bytes`` bound it, oldest ticks first.
+One row per (vantage, tick) that was heard, some 120 bytes: 1,000 vantages at 1 Hz are 10 GiB a day, so ``retention_s``
+and, for SQLite, ``max_bytes`` bound it, oldest ticks first.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -45,6 +46,7 @@ _BUNDLES: Final = sa.Table(
     sa.Column("reported", sa.Integer, nullable=False),
     sa.Column("missing", sa.Integer, nullable=False),
     sa.Column("rejected", sa.Integer, nullable=False),
+    sa.Column("absent", sa.Text, nullable=False),  # " name name " of the missing; names hold no space
     sqlite_with_rowid=False,
 )
 _REPORTS: Final = sa.Table(
@@ -64,6 +66,7 @@ _REPORTS: Final = sa.Table(
     sa.Index("mvps_reports_by_vantage", "vantage", "tick_ns"),
     sqlite_with_rowid=False,
 )
+_Select = TypeVar("_Select", bound=sa.Select[Any])
 _Row: TypeAlias = tuple[Any, ...]  # values of one table's columns, in their order
 
 
@@ -128,15 +131,16 @@ class History:
 
     def put_bundle(self, bundle: Bundle) -> None:
         """A bundle closed."""
-        counts = Counter(report.status for report in bundle.reports)
+        rejected = bundle.count(Status.REJECTED)
         row = (
             bundle.tick_ns,
             bundle.cell,
             bundle.period_ns,
             bundle.closed_ns,
-            counts[Status.REPORTED],
-            counts[Status.MISSING],
-            counts[Status.REJECTED],
+            len(bundle.reports) - rejected,
+            len(bundle.missing),
+            rejected,
+            f" {' '.join(bundle.missing)} " if bundle.missing else "",
         )
         self._put([row], [_row(report, bundle.cell) for report in bundle.reports])
 
@@ -250,7 +254,7 @@ class History:
         if page * (pages - free) < self._max_bytes:
             return None
         first, last = connection.execute(
-            sa.select(sa.func.min(_REPORTS.c.tick_ns), sa.func.max(_REPORTS.c.tick_ns))
+            sa.select(sa.func.min(_BUNDLES.c.tick_ns), sa.func.max(_BUNDLES.c.tick_ns))
         ).one()
         return int(first) + (int(last) - int(first)) // _PRUNE_SHARE + 1 if first is not None else None
 
@@ -269,32 +273,40 @@ class History:
             )
             .scalar_subquery()
         )
-        query = sa.select(_BUNDLES, late).where(_BUNDLES.c.tick_ns >= since_ns)
-        if until_ns:
-            query = query.where(_BUNDLES.c.tick_ns <= until_ns)
+        columns = [column for column in _BUNDLES.columns if column.name != "absent"]
+        query = _within(sa.select(*columns, late), _BUNDLES, since_ns, until_ns)
         if cell is not None:
             query = query.where(_BUNDLES.c.cell == cell)
         with self._asking() as connection:
-            found = connection.execute(query.order_by(_BUNDLES.c.tick_ns.desc(), _BUNDLES.c.cell).limit(limit)).all()
-        return [BundleRow(*row) for row in found]
+            found = connection.execute(query.order_by(_BUNDLES.c.cell).limit(limit)).all()
+        return [BundleRow(*tuple(row)) for row in found]
 
     def tick(self, tick_ns: int, cell: str | None = None) -> list[tuple[str, Report]]:
         """(cell, report) of everybody in one tick, sorted by cell and name."""
-        query = sa.select(_REPORTS).where(_REPORTS.c.tick_ns == tick_ns)
+        reports = sa.select(_REPORTS).where(_REPORTS.c.tick_ns == tick_ns)
+        absent = sa.select(_BUNDLES.c.cell, _BUNDLES.c.absent).where(_BUNDLES.c.tick_ns == tick_ns)
         if cell is not None:
-            query = query.where(_REPORTS.c.cell == cell)
+            reports, absent = reports.where(_REPORTS.c.cell == cell), absent.where(_BUNDLES.c.cell == cell)
         with self._asking() as connection:
-            found = connection.execute(query.order_by(_REPORTS.c.cell, _REPORTS.c.vantage)).all()
-        return [(row.cell, _report(row)) for row in found]
+            found = {(row.cell, row.vantage): _report(row) for row in connection.execute(reports)}
+            for row in connection.execute(absent):
+                for name in row.absent.split():
+                    found.setdefault((row.cell, name), Report(name, tick_ns, Status.MISSING))
+        return [(cell, report) for (cell, _), report in sorted(found.items())]
 
     def vantage(self, vantage_id: str, *, since_ns: int = 0, until_ns: int = 0, limit: int = 100) -> list[Report]:
         """One vantage's ticks, newest first. until_ns: 0 for now."""
-        query = sa.select(_REPORTS).where(_REPORTS.c.vantage == vantage_id, _REPORTS.c.tick_ns >= since_ns)
-        if until_ns:
-            query = query.where(_REPORTS.c.tick_ns <= until_ns)
+        name = f" {vantage_id} "
+        reports = _within(sa.select(_REPORTS).where(_REPORTS.c.vantage == vantage_id), _REPORTS, since_ns, until_ns)
+        absent = sa.select(_BUNDLES.c.tick_ns).where(_BUNDLES.c.absent.contains(name, autoescape=True))
+        absent = _within(absent, _BUNDLES, since_ns, until_ns)
         with self._asking() as connection:
-            found = connection.execute(query.order_by(_REPORTS.c.tick_ns.desc()).limit(limit)).all()
-        return [_report(row) for row in found]
+            found = {
+                row.tick_ns: Report(vantage_id, row.tick_ns, Status.MISSING)
+                for row in connection.execute(absent.limit(limit))
+            }
+            found |= {row.tick_ns: _report(row) for row in connection.execute(reports.limit(limit))}
+        return [found[tick_ns] for tick_ns in sorted(found, reverse=True)[:limit]]
 
     @contextmanager
     def _asking(self) -> Iterator[sa.Connection]:
@@ -303,6 +315,12 @@ class History:
                 yield connection
         except SQLAlchemyError as error:
             raise HistoryError(_advice(error, self._url)) from None
+
+
+def _within(query: _Select, table: sa.Table, since_ns: int, until_ns: int) -> _Select:
+    """Rows of a table in that time, newest first. until_ns: 0 for now."""
+    query = query.where(table.c.tick_ns >= since_ns).order_by(table.c.tick_ns.desc())
+    return query.where(table.c.tick_ns <= until_ns) if until_ns else query
 
 
 def _row(report: Report, cell: str) -> _Row:
@@ -320,20 +338,12 @@ def _take(waiting: deque[_Row]) -> list[_Row]:
 
 
 def _statements(dialect: sa.Dialect) -> tuple[str, str]:
-    """Insert a bundle once, and a report in the place of one that was only missing; values in column order."""
+    """Insert bundles and reports once; values in column order."""
     insert = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
-    report = insert(_REPORTS)
-    excluded = report.excluded
-    missing: sa.ColumnElement[int] = sa.literal_column(str(int(Status.MISSING)))
-    changed = {column.name: excluded[column.name] for column in _REPORTS.columns if not column.primary_key}
-    report = report.on_conflict_do_update(
-        index_elements=[_REPORTS.c.tick_ns, _REPORTS.c.vantage],
-        set_=changed,
-        where=sa.and_(_REPORTS.c.status == missing, excluded.status != missing),
+    bundle, report = (
+        str(insert(table).on_conflict_do_nothing().compile(dialect=dialect)) for table in (_BUNDLES, _REPORTS)
     )
-    return tuple(
-        str(statement.compile(dialect=dialect)) for statement in (insert(_BUNDLES).on_conflict_do_nothing(), report)
-    )  # type: ignore[return-value]
+    return bundle, report
 
 
 def _parse(url: str) -> sa.URL:

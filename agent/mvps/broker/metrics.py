@@ -141,7 +141,7 @@ def _bundles(info: stream_pb2.ServerInfo) -> Iterator[Metric]:
     yield CounterMetricFamily("mvps_bundles_complete", "Ticks closed with nobody missing.", value=counts["complete"])
     yield CounterMetricFamily("mvps_bundles_skipped", "Ticks its clock jumped over.", value=counts["skipped"])
     reports = CounterMetricFamily("mvps_bundle_reports", "Vantages' ticks by outcome.", labels=["status"])
-    for status in ("reported", "late", "missing", "rejected", "backfill", "repeated"):
+    for status in ("reported", "late", "missing", "rejected", "backfill", "repeated", "unkept"):
         reports.add_metric([status], counts[status])
     yield reports
     if info.history.backend:

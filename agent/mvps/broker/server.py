@@ -415,7 +415,7 @@ class Broker:
             # What the bundle's checkpoint says of this vantage: the larger D^2 of its surfaces.
             if run.lane == Lane.LIVE and run.d2 >= 0:
                 self.evidence.observe(run.vantage_id, run.d2)
-        self.ticks.observe(admitted.batch, now_ns)
+        self.ticks.observe(admitted.batch, admitted.runs, now_ns)
 
     def _mismatch(self, name: CounterKey) -> None:
         """A decision that was recomputed differs."""

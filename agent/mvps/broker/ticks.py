@@ -3,6 +3,10 @@
 
 The members are those of the epoch in force, in their cells. A bundle waits for its deadline from when its tick was due:
 one T_tick by default, and never less than ``MIN_DEADLINE_S``, which is what a connect and a queue's head take.
+
+What comes late costs the history a row each and belongs to no bundle. So that a fleet that catches up does not slow its
+own acknowledgements, ``LATE_ROWS_PER_S`` of them are taken in; of the rest only the number is kept (``unkept``). The
+evidence log has every one.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from mvps.broker.bundle import NO_FIGURES, Bundle, Bundles, Figures, Report, Status
@@ -21,6 +25,8 @@ from mvps.trust.seal import Lane
 from mvps.v1 import snapshot_pb2 as pb
 
 MIN_DEADLINE_S: Final = 0.25
+LATE_ROWS_PER_S: Final = 2000.0
+_LATE_BURST: Final = 20_000.0
 _LONGEST_SLEEP_S: Final = 1.0  # an epoch may begin meanwhile
 _FOLLOW_NS: Final = 50_000_000
 # How bad a phase is: no decision yet counts as less than one that says that nothing is wrong.
@@ -76,6 +82,8 @@ class Ticks:
         self._bundles = Bundles(self._closed, self._late)
         self._digest = b""
         self._followed_ns = 0
+        self._late_room = _LATE_BURST
+        self._late_ns = 0
         self._cells: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
 
@@ -89,10 +97,12 @@ class Ticks:
         """Further snapshots of a vantage in a tick that it had reported."""
         return self._bundles.repeated
 
-    def observe(self, batch: gate.Batch, now_ns: int) -> None:
-        """A message is settled: what is new in it goes into the bundles."""
+    def observe(self, batch: gate.Batch, runs: Sequence[gate.Run], now_ns: int) -> None:
+        """A message is settled: what is new in it goes into the bundles. runs: those of the batch."""
         if now_ns - self._followed_ns > _FOLLOW_NS:
             self._follow_epoch(now_ns)
+        if not self._has_room(runs, now_ns):
+            return
         repeats = set(batch.repeats)
         for index in range(len(batch)):
             if index in repeats:
@@ -109,6 +119,21 @@ class Ticks:
                 self._bundles.report(header.vantage_id, due_ns, said.tick_period_ns, now_ns, 0, figures)
             else:
                 self._bundles.backfill(header.vantage_id, due_ns, now_ns, figures)
+
+    def _has_room(self, runs: Sequence[gate.Run], now_ns: int) -> bool:
+        """Whether a message is looked at item by item; one of which all comes late may be counted only."""
+        first = self._bundles.first_open_ns
+        if any(run.lane == Lane.LIVE and run.tick * run.period_ns >= first for run in runs if run.accepted):
+            return True
+        late = sum(run.accepted for run in runs)
+        passed_s = max(now_ns - self._late_ns, 0) / 1e9
+        self._late_ns = now_ns
+        self._late_room = min(self._late_room + passed_s * LATE_ROWS_PER_S, _LATE_BURST)
+        if late > self._late_room:
+            self.counts["unkept"] += late
+            return False
+        self._late_room -= late
+        return True
 
     async def run(self) -> None:
         """Close bundles at their deadlines, until cancelled."""
@@ -131,8 +156,11 @@ class Ticks:
 
     def _closed(self, bundle: Bundle) -> None:
         self.counts["closed"] += 1
-        self.counts["complete"] += not bundle.count(Status.MISSING)
-        self.counts.update(report.status.name.lower() for report in bundle.reports)
+        self.counts["complete"] += not bundle.missing
+        self.counts["missing"] += len(bundle.missing)
+        rejected = bundle.count(Status.REJECTED)
+        self.counts["rejected"] += rejected
+        self.counts["reported"] += len(bundle.reports) - rejected
         if self._history is not None:
             self._history.put_bundle(bundle)
         self._on_close(bundle)

@@ -340,7 +340,7 @@ def _print(target: str, info: ServerInfo, vantages: ListVantagesResponse, troubl
     counts = info.bundles
     if counts.get("closed"):
         others = ", ".join(
-            f"{name} {counts[name]}" for name in ("late", "missing", "rejected", "backfill") if counts[name]
+            f"{name} {counts[name]}" for name in ("late", "missing", "rejected", "backfill", "unkept") if counts[name]
         )
         print(f"ticks closed {counts['closed']}, complete {counts['complete']}" + (f", {others}" if others else ""))
     rows = [_row(vantage) for vantage in vantages.vantages]
