@@ -103,7 +103,7 @@ _PARTS: Final = 16
 _GROUP: Final = 4096  # submissions in one transaction
 # A commit costs the same for one snapshot as for fifty: while many come one by one, the writer waits for more.
 _GATHER_S: Final = 0.004
-_MANY: Final = 4  # submissions in the last commit
+_MANY: Final = 16  # submissions in the last commit
 _U63: Final = 1 << 63
 
 

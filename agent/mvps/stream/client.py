@@ -48,8 +48,10 @@ _OPTIONS: Final = (
 )
 # Each pause is drawn from the whole of it: 5,000 agents that lose their broker at once are back over this time and not
 # in one moment.
-_FIRST_BACKOFF_S: Final = 1.0
+_FIRST_BACKOFF_S: Final = 0.5
 _LONGEST_BACKOFF_S: Final = 30.0
+# Slower than doubling: the pause that is running when the broker comes back is what an agent still waits.
+_BACKOFF_GROWTH: Final = 1.5
 # A broker that refuses needs a human: ask it less often.
 _REFUSED_BACKOFF_S: Final = 5.0
 _CONNECT_TIMEOUT_S: Final = 5.0
@@ -280,7 +282,7 @@ class StreamClient:
         if self._answered:
             self._backoff_s = _FIRST_BACKOFF_S
         else:
-            self._backoff_s = min(2 * self._backoff_s, _LONGEST_BACKOFF_S)
+            self._backoff_s = min(_BACKOFF_GROWTH * self._backoff_s, _LONGEST_BACKOFF_S)
         await asyncio.sleep(pause * random.uniform(0.5 if self._state == "refused" else 0.0, 1.0))
 
     async def _sleep_until_work(self) -> None:
