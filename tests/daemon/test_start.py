@@ -41,7 +41,7 @@ def test_a_spool_that_cannot_be_had_says_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tick_ms", "rate", "expected"), [(1000, 0.0, 20.0), (50, 0.0, 400.0), (60_000, 0.0, 10.0), (50, 3.0, 3.0)]
+    ("tick_ms", "rate", "expected"), [(1000, 0.0, 3.0), (50, 0.0, 60.0), (60_000, 0.0, 0.05), (50, 3.0, 3.0)]
 )
 def test_the_pace_of_a_backlog_follows_the_tick(tick_ms: int, rate: float, expected: float) -> None:
     settings = Config.model_validate({"agent": {"tick_ms": tick_ms}, "spool": {"rate": rate}})
