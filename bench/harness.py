@@ -20,6 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
 WORK = ROOT / "bench/work"
+_ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 _NOT_BENCHMARKS = {"__init__", "harness"}
 
 
@@ -56,6 +57,13 @@ def _commit() -> str:
     return shown.stdout.strip() or "unknown"
 
 
+def _end(*_: object) -> None:
+    """Ended from outside, a benchmark still removes what it made, and a second signal does not disturb it."""
+    for number in _ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(143)
+
+
 def main(arguments: list[str]) -> int:
     """Entry point of bench/run."""
     if arguments[:1] == ["--list"] or not arguments:
@@ -73,9 +81,8 @@ def main(arguments: list[str]) -> int:
         module.options(parser)
     given = parser.parse_args(rest)
     WORK.mkdir(exist_ok=True)
-    # Ended from outside, a benchmark still removes what it made.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(143))
+    for number in _ENDINGS:
+        signal.signal(number, _end)
     result: Result = module.run(given)
     line = {"bench": name, **asdict(result)}
     if given.full:
