@@ -682,8 +682,10 @@ def calm_process() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
-    with contextlib.suppress(OSError):  # forbidden by a sandbox: it works without
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    # A policy that a unit or `chrt` chose stays: it is what keeps a broker ahead of whatever else its host does.
+    if os.sched_getscheduler(0) == os.SCHED_OTHER:
+        with contextlib.suppress(OSError):  # forbidden by a sandbox: it works without
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 async def serve(settings: BrokerSettings, ready: Callable[[str], None]) -> None:
