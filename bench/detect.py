@@ -119,22 +119,25 @@ def readable(path: Path) -> Iterator[Any]:
         print(f"{error}; what was read is used")
 
 
+def course(path: Path) -> Iterator[tuple[Mapping[str, Any], int, Tick]]:
+    """(the mark in force, ticks since it, tick) of every tick in a recording."""
+    what: Mapping[str, Any] = {}
+    since = 0
+    for entry in readable(path):
+        if isinstance(entry, Mark):
+            if "losses" not in entry.facts:
+                what, since = entry.facts, 0
+        elif isinstance(entry, Tick):
+            since += 1
+            yield what, since, entry
+
+
 def judge(path: Path, settings: ModelSettings, level: Phase, quiet: Mapping[str, float] | None = None) -> Judged:
     """Replay one recording; ``quiet`` overrides the absolute scale of named vantages."""
     models = {surface: SurfaceModel(surface, names, settings) for surface, names in SURFACES.items()}
     rival, attribution = ZScores(), Attribution()
     judged = Judged()
-    what: Mapping[str, Any] = {}
-    since = seen = 0
-    for entry in readable(path):
-        if isinstance(entry, Mark):
-            if "losses" not in entry.facts:
-                what, since = entry.facts, 0
-            continue
-        if not isinstance(entry, Tick):
-            continue
-        seen += 1
-        since += 1
+    for seen, (what, since, entry) in enumerate(course(path), 1):
         decisions: dict[str, Decision] = {}
         vectors: dict[str, CoherenceVector] = {}
         for surface, names in SURFACES.items():

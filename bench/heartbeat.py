@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.detect import RECOVERY_TICKS, SURFACES, WITHIN, hysteresis, readable
+from bench.detect import RECOVERY_TICKS, SURFACES, WITHIN, course, hysteresis
 from bench.harness import ROOT, Result
 from mvps.coherence.baseline import ModelSettings
 from mvps.coherence.model import SurfaceModel, recompute
@@ -30,7 +30,6 @@ from mvps.trust.keys import Kind, ObjectHasher, SecretKey
 from mvps.trust.limits import TAG_BYTES
 from mvps.trust.seal import FIXED_HEADER_BYTES
 from mvps.v1 import snapshot_pb2 as pb
-from mvps.vantages.recording import Mark, Tick
 
 SUMMARY = "bytes per vantage and tick with heartbeats, and detection delay at a broker that decides from them"
 EPSILONS = (0.0, 0.01, 0.02, 0.05, 0.1)
@@ -97,19 +96,9 @@ def _replay(path: Path, limit: int) -> tuple[dict[float, Side], list[tuple[Mappi
     models = {surface: SurfaceModel(surface, names, ModelSettings()) for surface, names in SURFACES.items()}
     composer = Composer(_VANTAGE, _TICK_NS, SURFACES, _HASHER)
     sides = {epsilon: Side(Heartbeat(epsilon, FULL_EVERY)) for epsilon in EPSILONS}
-    what: Mapping[str, Any] = {}
-    since = serial = 0
-    course: list[tuple[Mapping[str, Any], int]] = []
+    seen: list[tuple[Mapping[str, Any], int]] = []
     calm: list[bool] = []
-    for entry in readable(path):
-        if isinstance(entry, Mark):
-            if "losses" not in entry.facts:
-                what, since = entry.facts, 0
-            continue
-        if not isinstance(entry, Tick):
-            continue
-        serial += 1
-        since += 1
+    for serial, (what, since, entry) in enumerate(course(path), 1):
         results = {
             surface: models[surface].step(serial, {n: entry.observations[n] for n in names if n in entry.observations})
             for surface, names in SURFACES.items()
@@ -121,21 +110,21 @@ def _replay(path: Path, limit: int) -> tuple[dict[float, Side], list[tuple[Mappi
             continue
         for side in sides.values():
             _see(side, snapshot, models, serial)
-        course.append((what, since))
+        seen.append((what, since))
         calm.append(all(surface.decision.raw_phase == pb.PHASE_BAU for surface in snapshot.surfaces))
-        if limit and len(course) >= limit:
+        if limit and len(seen) >= limit:
             break
-    return sides, course, calm
+    return sides, seen, calm
 
 
 def _alarmed(side: Side) -> list[bool]:
     return [any(states) for states in zip(*(hysteresis(over) for over in side.over.values()), strict=True)]
 
 
-def _first_alarms(alarmed: list[bool], course: list[tuple[Mapping[str, Any], int]]) -> dict[int, int | None]:
+def _first_alarms(alarmed: list[bool], ticks: list[tuple[Mapping[str, Any], int]]) -> dict[int, int | None]:
     """Index of each fault's first tick -> ticks until the alarm, None if it was missed. Judgeable faults only."""
     found: dict[int, int | None] = {}
-    begins = [i for i, (what, since) in enumerate(course) if since == 1 and "fault" in what]
+    begins = [i for i, (what, since) in enumerate(ticks) if since == 1 and "fault" in what]
     for begin in begins:
         if any(alarmed[max(begin - 1, 0) : begin]):
             continue  # still in alarm from before
@@ -144,9 +133,9 @@ def _first_alarms(alarmed: list[bool], course: list[tuple[Mapping[str, Any], int
     return found
 
 
-def _false_alarms(alarmed: list[bool], course: list[tuple[Mapping[str, Any], int]]) -> int:
+def _false_alarms(alarmed: list[bool], ticks: list[tuple[Mapping[str, Any], int]]) -> int:
     calm, count = RECOVERY_TICKS, 0
-    for at, (what, _) in enumerate(course):
+    for at, (what, _) in enumerate(ticks):
         calm = 0 if what else calm + 1
         count += calm > RECOVERY_TICKS and alarmed[at] and not alarmed[at - 1]
     return count
@@ -154,13 +143,13 @@ def _false_alarms(alarmed: list[bool], course: list[tuple[Mapping[str, Any], int
 
 def run(given: argparse.Namespace) -> Result:
     limit = given.ticks or (0 if given.full else 1500)
-    sides, course, calm = _replay(given.recording, limit)
+    sides, ticks, calm = _replay(given.recording, limit)
     whole = sides[0.0]
-    reference = _first_alarms(_alarmed(whole), course)
+    reference = _first_alarms(_alarmed(whole), ticks)
     table: dict[str, Any] = {}
     for epsilon, side in sides.items():
         alarmed = _alarmed(side)
-        firsts = _first_alarms(alarmed, course)
+        firsts = _first_alarms(alarmed, ticks)
         delays = [
             now - before
             for begin, before in reference.items()
@@ -176,19 +165,19 @@ def run(given: argparse.Namespace) -> Result:
             "delay_ticks_mean": round(float(np.mean(delays)), 4) if delays else None,
             "delay_ticks_most": max(delays, default=None),
             "missed": lost,
-            "false_alarms": _false_alarms(alarmed, course),
+            "false_alarms": _false_alarms(alarmed, ticks),
             "c2_off_p99": round(float(np.quantile(side.off_c2, 0.99)), 5),
             "s_off_p99": round(float(np.quantile(side.off_s, 0.99)), 4),
         }
         print(f"epsilon {epsilon:g}: {table[f'{epsilon:g}']}")
     chosen = table[f"{DEFAULT:g}"]
     faults = sum(value is not None for value in reference.values())
-    print(f"{len(course)} ticks, {faults} faults that whole snapshots catch, {sum(calm)} ticks in BAU")
+    print(f"{len(ticks)} ticks, {faults} faults that whole snapshots catch, {sum(calm)} ticks in BAU")
     worst = chosen["delay_ticks_most"]
     holds = faults > 0 and worst is not None and worst <= BAR_DELAY and chosen["missed"] == 0
     holds = holds and chosen["false_alarms"] <= table["0"]["false_alarms"]
     details = {
-        "ticks": len(course),
+        "ticks": len(ticks),
         "faults": faults,
         "epsilon": DEFAULT,
         "full_every": FULL_EVERY,

@@ -165,6 +165,16 @@ def test_a_new_epoch_changes_who_is_expected():
     assert desk.statuses() == {"a": Status.REPORTED, "c": Status.MISSING}
 
 
+def test_who_left_with_an_epoch_does_not_complete_a_bundle_for_who_came():
+    desk = Desk({"a": "", "b": ""})
+    desk.report("a")
+    desk.bundles.admit({"b": "", "c": ""}, T, DEADLINE, NOW + 1)
+    desk.report("b")
+    assert desk.closed == []
+    desk.report("c")
+    assert desk.statuses() == dict.fromkeys("abc", Status.REPORTED)
+
+
 def test_another_period_closes_what_is_open_and_begins_a_new_lattice():
     desk = Desk({"a": "", "b": ""})
     desk.report("a")

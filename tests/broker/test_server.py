@@ -525,3 +525,13 @@ async def running_again(chosen: object) -> None:
     await broker.start()
     await broker.stop()
     await broker.stop()
+
+
+@pytest.mark.parametrize(("chosen", "after"), [("SCHED_OTHER", "SCHED_BATCH"), ("SCHED_IDLE", "SCHED_IDLE")])
+def test_a_scheduling_policy_that_was_chosen_stays(chosen: str, after: str) -> None:
+    code = (
+        "import os; from mvps.broker.server import calm_process\n"
+        f"os.sched_setscheduler(0, os.{chosen}, os.sched_param(0)); calm_process()\n"
+        f"assert os.sched_getscheduler(0) == os.{after}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

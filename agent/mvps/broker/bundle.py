@@ -80,8 +80,9 @@ class Bundle(NamedTuple):
 
 @dataclass(slots=True)
 class _Open:
-    """expected: vantages it waits for in all; None until the first report needs it."""
+    """waiting: who is expected and has not been heard. Made once: counting the members at every report would be N^2."""
 
+    waiting: set[str]
     reports: dict[str, Report] = field(default_factory=dict)
 
 
@@ -106,11 +107,6 @@ class Bundles:
         self.repeated = 0  # second and further snapshots of one vantage in one open tick
 
     @property
-    def cells(self) -> list[str]:
-        """Names of the cells, sorted."""
-        return sorted(self._members)
-
-    @property
     def first_open_ns(self) -> int:
         """Due time of the oldest bundle that no deadline has closed."""
         return self._next * self._period_ns
@@ -132,8 +128,11 @@ class Bundles:
             members.setdefault(cell, set()).add(vantage_id)
         self._members = {cell: frozenset(names) for cell, names in members.items()}
         self._slow = {name: period for name, period in self._slow.items() if name in self._cells}
-        for key in [key for key in self._open if key[0] not in self._members]:
-            self._close(key, now_ns)
+        for key in list(self._open):
+            if key[0] not in self._members:
+                self._close(key, now_ns)
+            else:
+                self._open[key].waiting = set(self._expected(*key).difference(self._open[key].reports))
 
     def report(
         self, vantage_id: str, time_ns: int, period_ns: int, received_ns: int, reason: int, figures: Figures
@@ -159,13 +158,14 @@ class Bundles:
             return
         opened = self._open.get(key)
         if opened is None:
-            opened = self._open[key] = _Open()
+            opened = self._open[key] = _Open(set(self._expected(cell, index)))
         before = opened.reports.get(vantage_id)
         if before is not None and (reason or before.status is Status.REPORTED):
             self.repeated += 1
             return
         opened.reports[vantage_id] = Report(vantage_id, index * self._period_ns, status, received_ns, reason, figures)
-        if len(opened.reports) >= self._expected_count(cell, index):
+        opened.waiting.discard(vantage_id)
+        if not opened.waiting:
             self._close(key, received_ns)
             self._done.add(key)
 
@@ -198,11 +198,11 @@ class Bundles:
         """When :meth:`close_due` has to be called next; 0 before anybody is admitted."""
         return self._next * self._period_ns + self._deadline_ns if self._period_ns else 0
 
-    def _expected_count(self, cell: str, index: int) -> int:
-        members = self._members[cell]
+    def _expected(self, cell: str, index: int) -> frozenset[str]:
+        members = self._members.get(cell, frozenset())
         if not self._slow:
-            return len(members)
-        return sum(self._expects(name, index) for name in members)
+            return members
+        return frozenset(name for name in members if self._expects(name, index))
 
     def _expects(self, vantage_id: str, index: int) -> bool:
         period = self._slow.get(vantage_id)
@@ -222,10 +222,7 @@ class Bundles:
         reports = opened.reports if opened is not None else {}
         # Sets, and no object for a vantage that said nothing: a site that is down closes as many bundles as one that is
         # up.
-        expected = self._members.get(cell, frozenset())
-        if self._slow:
-            expected = frozenset(name for name in expected if self._expects(name, index))
-        missing = tuple(sorted(expected.difference(reports)))
+        missing = tuple(sorted(self._expected(cell, index).difference(reports)))
         if reports or missing:  # neither when only slow vantages live in the cell, and none is due
             ordered = tuple(reports[name] for name in sorted(reports))
             self._closed(Bundle(cell, index * self._period_ns, self._period_ns, now_ns, ordered, missing))

@@ -406,11 +406,7 @@ class Broker:
             self._rechecker.offer(batch)
 
     def _observe_settled(self, admitted: Admitted, now_ns: int) -> None:
-        """Called once for every message that was settled, in the event loop and in the order of the commits.
-
-        Item by item, ``admitted.batch`` has ``header(i)`` (vantage, lane, tick), ``reason(i)``, ``duplicate(i)``,
-        ``body(i)`` and, of accepted ones, ``figures(i)``; ``accepted_live`` are the indexes that feed a bundle.
-        """
+        """Into the ticks' bundles, and what the next checkpoint says; in the order of the commits."""
         for run in admitted.runs:
             # What the bundle's checkpoint says of this vantage: the larger D^2 of its surfaces.
             if run.lane == Lane.LIVE and run.d2 >= 0:

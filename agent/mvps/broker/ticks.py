@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from mvps.broker.bundle import NO_FIGURES, Bundle, Bundles, Figures, Report, Status
@@ -63,22 +63,14 @@ def figures_of(said: gate.Figures) -> Figures:
 class Ticks:
     """The bundles of one broker, in its event loop.
 
-    history: where they are kept, or None. on_close: gets every bundle that closes. ``counts`` has closed, complete
-    and, by status, every report since the start.
+    history: where they are kept, or None. deadline_s: 0 for one T_tick. ``counts`` has closed, complete, unkept and, by
+    status, every report since the start.
     """
 
-    def __init__(
-        self,
-        epochs: Epochs,
-        history: History | None,
-        *,
-        deadline_s: float = 0.0,
-        on_close: Callable[[Bundle], None] = lambda bundle: None,
-    ) -> None:
+    def __init__(self, epochs: Epochs, history: History | None, *, deadline_s: float = 0.0) -> None:
         self._epochs = epochs
         self._history = history
         self._deadline_s = deadline_s
-        self._on_close = on_close
         self._bundles = Bundles(self._closed, self._late)
         self._digest = b""
         self._followed_ns = 0
@@ -163,7 +155,6 @@ class Ticks:
         self.counts["reported"] += len(bundle.reports) - rejected
         if self._history is not None:
             self._history.put_bundle(bundle)
-        self._on_close(bundle)
 
     def _late(self, report: Report) -> None:
         self.counts[report.status.name.lower()] += 1

@@ -47,9 +47,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action is not None:
         return limiter.run(arguments, settings)
 
-    from mvps.broker.epoch_watch import NoEpochError
-    from mvps.broker.server import BrokerError
-    from mvps.broker.store import StoreError
+    try:
+        from mvps.broker.epoch_watch import NoEpochError
+        from mvps.broker.server import BrokerError
+        from mvps.broker.store import StoreError
+    except ModuleNotFoundError as error:
+        raise exits.Failure(
+            exits.NOT_PERMITTED, f"{error.name} is missing, which a broker needs: pip install 'mvps[broker]'"
+        ) from None
     from mvps.trust.keys import KeySourceError
 
     try:

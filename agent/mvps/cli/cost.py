@@ -137,6 +137,9 @@ def _measure(directory: Path | None) -> Measured:
             return measure(Path(name))
         except RuntimeError as error:
             raise exits.Failure(exits.INTERNAL, str(error)) from None
+        except OSError as error:
+            advice = "choose a folder with --directory on a disk that has 100 MiB"
+            raise exits.Failure(exits.NOT_PERMITTED, f"cannot measure in {name}: {error}; {advice}") from None
 
 
 def _print(

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mvps.cli import exits
+from mvps.cli.actions import actions_of
 from mvps.cli.settings import add_tls_options, open_channel
 
 if TYPE_CHECKING:
@@ -27,21 +28,12 @@ _MESSAGE_BYTES = 256 * 1024 * 1024
 
 def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
     """Arguments of ``mvps fleet``."""
-    _common(parser, DEFAULT_BROKER, False)
-    parser.set_defaults(question="status")
-    questions = parser.add_subparsers(dest="question", metavar="QUESTION")
+    _common(parser)
+    add_question = actions_of(parser, required=False)
 
     def add(name: str, summary: str, examples: str) -> argparse.ArgumentParser:
-        made = questions.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            epilog=examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        # Given after the question or before it.
-        _common(made, argparse.SUPPRESS, argparse.SUPPRESS)
+        made = add_question(name, summary, examples)
+        _common(made, below=True)
         return made
 
     add("status", "epoch, log, every vantage, and what needs an eye (this is what no question means)", "")
@@ -79,18 +71,23 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _common(parser: argparse.ArgumentParser, broker: str, as_json: bool | str) -> None:
+def _common(parser: argparse.ArgumentParser, *, below: bool = False) -> None:
+    """What every question takes, before it or, in the question's own parser, ``below`` it."""
+    unset = argparse.SUPPRESS if below else None
     parser.add_argument(
-        "--broker", metavar="ADDRESS", default=broker, help=f"host:port or unix:/path (default {DEFAULT_BROKER})"
+        "--broker",
+        metavar="ADDRESS",
+        default=unset or DEFAULT_BROKER,
+        help=f"host:port or unix:/path (default {DEFAULT_BROKER})",
     )
-    parser.add_argument("--json", action="store_true", default=as_json, help="everything, as JSON")
-    add_tls_options(parser, None if as_json is False else argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", default=unset or False, help="everything, as JSON")
+    add_tls_options(parser, unset)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask and show."""
     questions = {"status": _status, "history": _history, "vantage": _vantage, "bundle": _bundle}
-    return questions[arguments.question or "status"](arguments)
+    return questions[arguments.action or "status"](arguments)
 
 
 def _status(arguments: argparse.Namespace) -> int:
