@@ -6,13 +6,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
+from tests.waiting import comes_true
 from wire_samples import Host, settings
 
 from mvps.broker.epoch_watch import EpochWatch, NoEpochError
@@ -35,12 +36,6 @@ async def running(folder: Path) -> AsyncIterator[tuple[Broker, Site, stream_pb2_
             yield broker, site, stream_pb2_grpc.BrokerStub(channel)
     finally:
         await broker.stop()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def talk_on(call: grpc.aio.StreamStreamCall, host: Host) -> None:
@@ -78,7 +73,7 @@ async def test_newer_manifests_are_passed_on_once_a_stream(tmp_path: Path) -> No
     async with running(tmp_path) as (broker, site, stub):
         signed = site.sign(succeed(site.manifest, int(time.time()) + 3600))
         host = Host(site)
-        await until(lambda: broker.info().epoch_id == 1 and len(broker.epochs.manifests) == 2)
+        await comes_true(lambda: broker.info().epoch_id == 1 and len(broker.epochs.manifests) == 2)
         call = stub.Stream()
         await call.write(batch(host.seal()))
         assert list((await call.read()).manifests) == [signed]
@@ -90,7 +85,7 @@ async def test_the_profile_of_the_epoch_decides_over_the_scheme(tmp_path: Path) 
     async with running(tmp_path) as (broker, site, stub):
         trust = replace(succeed(site.manifest, int(time.time())), profile=Profile.TRUST)
         site.sign(trust)
-        await until(lambda: broker.info().profile == "trust")
+        await comes_true(lambda: broker.info().profile == "trust")
         host = Host(site)
         honest = host.seal()
         # The same host key, sealed by the weaker scheme under the epoch that asks for signatures.
@@ -108,7 +103,7 @@ async def test_what_the_operator_did_not_sign_is_shown_and_changes_nothing(tmp_p
         (site.manifests / "forged.manifest").write_bytes(forged)
         contradicts = sign_manifest(replace(site.manifest, tick_ms=50), site.operator_key)
         (site.manifests / "other.manifest").write_bytes(contradicts)
-        await until(lambda: len(broker.info().refused_manifests) == 2)
+        await comes_true(lambda: len(broker.info().refused_manifests) == 2)
         said = " ".join(broker.info().refused_manifests)
         assert "not signed by the configured operator" in said
         assert "two different manifests of epoch 1" in said
@@ -135,7 +130,7 @@ async def test_a_clock_that_was_set_is_counted(tmp_path: Path, monkeypatch: pyte
     try:
         await asyncio.sleep(0)  # it has looked at the clock once
         ahead[0] = -5 * 10**9
-        await until(lambda: watch.clock_steps == 1)
+        await comes_true(lambda: watch.clock_steps == 1)
         assert abs(watch.last_clock_step_ns + 5 * 10**9) < 10**9
     finally:
         task.cancel()

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from tests.waiting import comes_true
 from wire_samples import new_host, parcel, row
 
 from mvps.broker.evidence import Evidence, Signing
@@ -72,11 +73,6 @@ async def running(evidence: Evidence) -> AsyncIterator[Evidence]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
-
-
 # A period that does not end by itself while a test runs: the tests end it.
 NEVER = 10**9
 
@@ -121,7 +117,7 @@ async def test_checkpoints_of_a_store_that_is_written_to_meanwhile(tmp_path: Pat
             await asyncio.gather(*waiting)
         # The stop signed what was left; the next run has it cosigned.
         async with running(Evidence(store.evidence, signing(1, 0), urls=urls, period_s=NEVER)) as evidence:
-            await until(lambda: evidence.status().cosigned_size == store.evidence.head.size)
+            await comes_true(lambda: evidence.status().cosigned_size == store.evidence.head.size)
     store.close()
     result = audit(LogFiles(Path(f"{path}.evidence")), Trusted(logs=[LOG_KEY], witnesses=[witness_key(0)], quorum=1))
     assert result.holds, result.findings
@@ -164,7 +160,7 @@ async def test_periods_end_by_themselves_and_a_stop_signs_the_rest(tmp_path: Pat
     log = EvidenceLog(tmp_path)
     grow(log, 3)
     async with running(Evidence(log, signing(), urls={}, period_s=1)) as evidence:
-        await until(lambda: evidence.status().checkpoint_size == 3)
+        await comes_true(lambda: evidence.status().checkpoint_size == 3)
         grow(log, 2)
     assert log.checkpoints.newest_head() == log.head
     log.close()
@@ -181,14 +177,14 @@ async def test_a_quorum_cosigns_and_a_dead_witness_delays_nothing(tmp_path: Path
             for size in (3, 4, 40):
                 grow(log, size - log.head.size)
                 await evidence.close_bundle(1000 + size)
-                await until(lambda: evidence.status().cosigned_size == log.head.size)
+                await comes_true(lambda: evidence.status().cosigned_size == log.head.size)
             status = evidence.status()
             assert (status.size, status.checkpoint_size, status.cosignatures, status.quorum) == (40, 40, 2, 2)
             assert list(status.witness_errors) == ["w2.example"]
             assert "does not answer" in status.witness_errors["w2.example"]
             # It comes back, and is asked again without a new checkpoint.
             async with witness(tmp_path, 2, gone):
-                await until(lambda: evidence.status().cosignatures == 3)
+                await comes_true(lambda: evidence.status().cosignatures == 3)
             assert evidence.status().witness_errors == {}
     newest = log.checkpoints.newest
     log.close()
@@ -213,12 +209,12 @@ async def test_after_a_restart_the_newest_checkpoint_is_offered_again(tmp_path: 
     async with witness(tmp_path, 0) as address:
         urls = {"w0.example": f"http://{address}/"}
         async with running(Evidence(log, signing(1, 0), urls=urls, period_s=NEVER)) as evidence:
-            await until(lambda: evidence.status().cosignatures == 1)
+            await comes_true(lambda: evidence.status().cosignatures == 1)
         grow(log, 5)
         # A new process has forgotten what the witness knows, and learns it from the conflict.
         async with running(Evidence(log, signing(1, 0), urls=urls, period_s=NEVER)) as evidence:
             await evidence.close_bundle(20)
-            await until(lambda: evidence.status().cosigned_size == 8)
+            await comes_true(lambda: evidence.status().cosigned_size == 8)
     log.close()
 
 
@@ -230,20 +226,20 @@ async def test_a_second_broker_with_another_history_is_refused(tmp_path: Path) -
         urls = {"w0.example": f"http://{address}"}
         async with running(Evidence(logs[0], signing(1, 0), urls=urls, period_s=NEVER)) as evidence:
             await evidence.close_bundle(10)
-            await until(lambda: evidence.status().cosigned_size == 5)
+            await comes_true(lambda: evidence.status().cosigned_size == 5)
         for more in (0, 3):
             grow(logs[1], more, b"another")
             async with running(Evidence(logs[1], signing(1, 0), urls=urls, period_s=NEVER)) as evidence:
                 await evidence.close_bundle(20)
-                await until(lambda: bool(evidence.status().witness_errors))
+                await comes_true(lambda: bool(evidence.status().witness_errors))
                 assert "has cosigned another history of this log" in evidence.status().witness_errors["w0.example"]
                 assert evidence.status().cosigned_size == 0
         grow(logs[0], 20)
         async with running(Evidence(logs[0], signing(1, 0), urls=urls, period_s=NEVER)) as evidence:
             await evidence.close_bundle(30)
-            await until(lambda: evidence.status().cosigned_size == 25)
+            await comes_true(lambda: evidence.status().cosigned_size == 25)
         async with running(Evidence(logs[1], signing(1, 0), urls=urls, period_s=NEVER)) as evidence:
-            await until(lambda: "was set back" in evidence.status().witness_errors.get("w0.example", ""))
+            await comes_true(lambda: "was set back" in evidence.status().witness_errors.get("w0.example", ""))
     for log in logs:
         log.close()
 
@@ -294,7 +290,7 @@ async def test_whatever_a_witness_answers(tmp_path: Path, answer: bytes, said: s
         running(Evidence(log, signing(1, 0), urls={"w0.example": url}, period_s=NEVER)) as evidence,
     ):
         await evidence.close_bundle(10)
-        await until(lambda: bool(evidence.status().witness_errors))
+        await comes_true(lambda: bool(evidence.status().witness_errors))
         assert said in evidence.status().witness_errors["w0.example"]
         assert evidence.status().cosigned_size == 0
     log.close()
@@ -310,7 +306,7 @@ async def test_a_witness_that_hangs_is_given_up(tmp_path: Path) -> None:
         evidence = Evidence(log, signing(1, 0, 1), urls=urls, period_s=NEVER, timeout_s=0.2)
         async with running(evidence):
             await evidence.close_bundle(10)
-            await until(lambda: evidence.status().cosigned_size == 3)
-            await until(lambda: "does not answer" in evidence.status().witness_errors.get("w0.example", ""))
+            await comes_true(lambda: evidence.status().cosigned_size == 3)
+            await comes_true(lambda: "does not answer" in evidence.status().witness_errors.get("w0.example", ""))
         server.close()
     log.close()

@@ -6,11 +6,12 @@ from __future__ import annotations
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from postgres_server import PostgresServer, binaries
+from tests.waiting import until
 
 from mvps.broker.bundle import NO_FIGURES, Bundle, Figures, Report, Status
 from mvps.broker.history import History, HistoryError
@@ -31,13 +32,6 @@ def report(name: str, tick: int = 0, status: Status = Status.REPORTED, reason: i
     return Report(
         name, NOW + tick * T, status, 0 if missing else NOW + tick * T + 5, reason, NO_FIGURES if missing else MM
     )
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not what():
-        assert time.monotonic() < deadline, "not within 20 s"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +64,7 @@ def filled(url: str, **options: float) -> History:
     for tick in range(4):
         history.put_bundle(bundle(tick, report("a", tick), report("b", tick, Status.MISSING), cell="x"))
         history.put_bundle(bundle(tick, report("c", tick, Status.REJECTED, reason=28), cell="y"))
-    wait_for(lambda: history.status().waiting == 0)
+    until(lambda: history.status().waiting == 0)
     return history
 
 
@@ -105,7 +99,7 @@ def test_late_takes_the_place_of_missing_and_of_nothing_else(url: str):
     late = report("b", 1, Status.BACKFILL)
     history.put_late(late, "x")
     history.put_late(report("a", 1, Status.LATE), "x")
-    wait_for(lambda: history.status().waiting == 0)
+    until(lambda: history.status().waiting == 0)
     assert history.vantage("b", since_ns=NOW + T, until_ns=NOW + T) == [late]
     assert history.vantage("a", since_ns=NOW + T, until_ns=NOW + T) == [report("a", 1)]
     assert [row.late for row in history.bundles(cell="x")] == [0, 0, 1, 0]
@@ -124,10 +118,10 @@ def test_what_is_older_than_the_retention_goes(url: str, monkeypatch: pytest.Mon
     history = filled(url)
     old = Bundle("x", NOW - 7200 * T, T, NOW - 7200 * T, (report("a", -7200),))
     history.put_bundle(old)
-    wait_for(lambda: history.status().waiting == 0)
+    until(lambda: history.status().waiting == 0)
     history.put_bundle(bundle(4, report("a", 4)))
-    wait_for(lambda: bool(history.vantage("a", since_ns=NOW + 4 * T)))
-    wait_for(lambda: history.vantage("a", until_ns=NOW - 7000 * T) == [])
+    until(lambda: bool(history.vantage("a", since_ns=NOW + 4 * T)))
+    until(lambda: history.vantage("a", until_ns=NOW - 7000 * T) == [])
     assert len(history.vantage("a")) == 5
     history.close()
 
@@ -148,8 +142,8 @@ def test_an_sqlite_file_that_is_too_large_loses_its_oldest_ticks(tmp_path: Path,
     for tick in range(200):
         history.put_bundle(bundle(tick, *(report(name, tick) for name in names)))
         if tick % 10 == 0:
-            wait_for(lambda: history.status().waiting == 0)
-    wait_for(lambda: history.status().waiting == 0)
+            until(lambda: history.status().waiting == 0)
+    until(lambda: history.status().waiting == 0)
     kept = history.vantage("host-7", limit=1000)
     assert kept[0].tick_ns == NOW + 199 * T
     assert 5 < len(kept) < 150
@@ -167,17 +161,17 @@ def test_a_server_that_goes_away_loses_nothing_and_beyond_the_queue_it_is_counte
     _empty(server.url)
     history = History(server.url, retention_s=3600, queue_rows=50)
     history.put_bundle(bundle(0, report("a")))
-    wait_for(lambda: history.status().written == 2)
+    until(lambda: history.status().written == 2)
     server.stop()
     try:
         history.put_bundle(bundle(1, report("a", 1)))
-        wait_for(lambda: bool(history.status().error))
+        until(lambda: bool(history.status().error))
         assert "does not answer" in history.status().error
         history.put_bundle(bundle(2, *(report(f"host-{n:03}", 2) for n in range(60))))
-        wait_for(lambda: history.status().dropped > 0)
+        until(lambda: history.status().dropped > 0)
     finally:
         server.start()
-    wait_for(lambda: history.status().waiting == 0)
+    until(lambda: history.status().waiting == 0)
     status = history.status()
     assert status.error == ""
     # Bundles 1 and 2, 61 reports of which the queue holds 50.
@@ -192,19 +186,19 @@ def test_a_broker_starts_without_its_postgresql_and_uses_it_when_it_comes(server
     try:
         history = History(server.url, retention_s=3600)
         history.put_bundle(bundle(0, report("a")))
-        wait_for(lambda: bool(history.status().error))
+        until(lambda: bool(history.status().error))
         with pytest.raises(HistoryError, match="does not answer"):
             history.bundles()
     finally:
         server.start()
-    wait_for(lambda: history.status().written == 2)
+    until(lambda: history.status().written == 2)
     history.close()
 
 
 def test_passwords_are_shown_nowhere():
     history = History("postgresql://mvps:hunter2@127.0.0.1:1/none", retention_s=60)
     history.put_bundle(bundle(0, report("a")))
-    wait_for(lambda: bool(history.status().error))
+    until(lambda: bool(history.status().error))
     assert "hunter2" not in history.status().error
     assert "***" in history.status().error
     history.close()

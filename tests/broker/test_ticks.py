@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.waiting import comes_true
 from wire_samples import SECOND, Host, now_tick, settings, snapshot
 
 from mvps.broker.bundle import Status
@@ -18,12 +18,6 @@ from mvps.stream.client import StreamClient
 from mvps.trust import gate
 from mvps.trust.seal import Lane
 from mvps.v1 import snapshot_pb2 as pb
-
-
-async def until(what: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not what():
-            await asyncio.sleep(0.01)
 
 
 def sender(broker: Broker, host: Host) -> StreamClient:
@@ -42,12 +36,12 @@ async def test_two_hosts_make_a_complete_bundle_and_one_host_one_with_a_name_mis
         tick = now_tick() + 2
         for host, client in zip(hosts, clients, strict=True):
             client.submit(host.seal(snapshot(host.vantage_id, tick), tick=tick))
-        await until(lambda: broker.ticks.counts["complete"] >= 1)
+        await comes_true(lambda: broker.ticks.counts["complete"] >= 1)
         clients[0].submit(hosts[0].seal(snapshot("host-1", tick + 1), tick=tick + 1))
-        await until(lambda: broker.ticks.counts["reported"] == 3)
-        await until(lambda: time.time_ns() > (tick + 1) * SECOND + 500_000_000)
+        await comes_true(lambda: broker.ticks.counts["reported"] == 3)
+        await comes_true(lambda: time.time_ns() > (tick + 1) * SECOND + 500_000_000)
         history = broker.answers._kept()
-        await until(lambda: len(history.tick((tick + 1) * SECOND)) == 2)
+        await comes_true(lambda: len(history.tick((tick + 1) * SECOND)) == 2)
         complete, partial = (dict(history.tick((tick + n) * SECOND))[""] for n in (0, 1))
         assert complete.status is Status.REPORTED
         reports = [report for _, report in history.tick((tick + 1) * SECOND)]
@@ -78,7 +72,7 @@ async def test_what_comes_late_or_by_backfill_or_is_refused_is_told_apart(tmp_pa
         wrong.surfaces[0].vector.c1 = 2.0
         client.submit(host.seal(wrong, tick=refused, clock=lambda: refused * SECOND))
         history = broker.answers._kept()
-        await until(lambda: len([r for r in history.vantage("host-1") if r.status is not Status.MISSING]) == 3)
+        await comes_true(lambda: len([r for r in history.vantage("host-1") if r.status is not Status.MISSING]) == 3)
         by_tick = {r.tick_ns // SECOND: r for r in history.vantage("host-1")}
         assert by_tick[late].status is Status.LATE
         assert by_tick[old].status is Status.BACKFILL
@@ -101,11 +95,11 @@ async def test_of_too_many_late_ones_only_the_number_is_kept(tmp_path: Path, mon
         begin = now_tick() - 100
         for tick in range(begin, begin + 10):
             client.submit(host.seal(snapshot("host-1", tick), tick=tick))
-            await until(lambda tick=tick: broker.accepted == tick - begin + 1)  # type: ignore[misc]
+            await comes_true(lambda tick=tick: broker.accepted == tick - begin + 1)  # type: ignore[misc]
         assert (broker.ticks.counts["late"], broker.ticks.counts["unkept"]) == (3, 7)
         # What is on time is looked at all the same.
         client.submit(host.seal(snapshot("host-1", now_tick() + 2), tick=now_tick() + 2))
-        await until(lambda: broker.ticks.counts["reported"] == 1)
+        await comes_true(lambda: broker.ticks.counts["reported"] == 1)
     finally:
         await asyncio.to_thread(client.stop)
         await broker.stop()
@@ -116,7 +110,7 @@ async def test_a_broker_without_history_closes_its_bundles_all_the_same(tmp_path
     broker = Broker(chosen)
     await broker.start()
     try:
-        await until(lambda: broker.ticks.counts["missing"] >= 2)
+        await comes_true(lambda: broker.ticks.counts["missing"] >= 2)
         assert not broker.info().HasField("history")
         assert not list(tmp_path.glob("*.history"))
     finally:

@@ -10,11 +10,12 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from operator_desk import Site, mvps
+from tests.waiting import until
 
 from mvps.cli import exits
 from mvps.daemon.identity import Identity
@@ -24,13 +25,6 @@ from mvps.trust.keys import load_key
 from mvps.v1 import snapshot_pb2 as pb
 
 WITNESS = "witness.example/w1"
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager

@@ -6,13 +6,13 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
 
 import grpc
 import pytest
+from tests.waiting import until
 from wire_samples import Host, new_host, settings
 
 import mvps
@@ -39,13 +39,6 @@ def start() -> Iterator[Start]:
     yield start
     for client in clients:
         client.stop()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30  # a hang, not a measurement
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
 
 
 def settled(client: StreamClient) -> bool:

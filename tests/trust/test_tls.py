@@ -4,26 +4,19 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 from authority import Authority
+from tests.waiting import until
 from wire_samples import Host, settings
 
 from mvps.broker.server import BrokerError, EmbeddedBroker
 from mvps.stream.client import StreamClient
 from mvps.trust.tls import ClientTls, ServerTls, TlsError
 from mvps.v1 import stream_pb2, stream_pb2_grpc
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 @pytest.fixture
