@@ -461,3 +461,28 @@ def test_an_empty_folder_is_no_log(tmp_path: Path) -> None:
         LogFiles(tmp_path / "absent")
     with pytest.raises(EvidenceError, match=r"does .* exist"):
         EvidenceLog(tmp_path / "absent/log")
+
+
+def test_what_was_written_long_ago_is_not_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = 1 << 20
+    monkeypatch.setattr("mvps.trust.evidence_log._CACHED_BYTES", cached)
+    log = EvidenceLog(tmp_path)
+    places = append(log, [leaf_of(sealed(n, bytes([n % 251]) * 8000)) for n in range(32)])
+    while log.state.end < 12 * cached:
+        append(log, [leaf_of(sealed(n, bytes([n % 251]) * 8000)) for n in range(32)])
+    with next(tmp_path.glob("leaves-*")).open("rb") as file:
+
+        def in_memory(offset: int) -> bool:
+            try:
+                return os.preadv(file.fileno(), [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+            except BlockingIOError:
+                return False
+            except OSError:
+                pytest.skip("this file system cannot say what is in memory")
+
+        assert in_memory(log.state.end - 1)
+        assert in_memory(log.state.end - cached)
+        assert not in_memory(0)
+        assert not in_memory(log.state.end // 2)
+    assert log.read([places[0]])[0] is not None
+    log.close()
