@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from tests.net.lab import Lab
 
@@ -32,6 +33,8 @@ from mvps.trust.solo import make_site
 ROOT = Path(__file__).resolve().parents[2]
 PORT = 7447
 _WAIT_S = 60  # a hang, not a measurement
+
+IpVersion: TypeAlias = Literal["4", "6", "4 on 6"]
 
 
 class Vantage:
@@ -59,6 +62,7 @@ class Vantage:
 class Field:
     """The site. ``hosts`` are vantages; the outsider is called ``x``.
 
+    ip: version; "4 on 6" are vantages with IPv4 at a broker on ``[::]``, whose sockets show mapped addresses.
     cpus: of the broker, of the vantages, and of floods; None lets them run anywhere. On a veth pair XDP program and
     stack of the receiving side run on the sender's CPU.
     """
@@ -70,8 +74,10 @@ class Field:
         tick_ms: int = 1000,
         cpus: tuple[int, int, int] | None = None,
         crowd: int = 0,
+        ip: IpVersion = "4",
     ) -> None:
         self.cpus = cpus
+        self.ip: IpVersion = ip
         self.folder = folder
         self.hosts = tuple(hosts)
         self.pins = folder / "pins"
@@ -83,7 +89,7 @@ class Field:
         names = [*self.hosts, *(f"{name}-{number}" for name in self.hosts for number in range(crowd))]
         site = make_site(folder, names, tick_ms=tick_ms)
         vantages = [
-            one._replace(prefixes=(ipaddress.ip_network(f"{self.address(one.vantage_id.partition('-')[0])}/32"),))
+            one._replace(prefixes=(ipaddress.ip_network(self.address(one.vantage_id.partition("-")[0])),))
             for one in site.manifest.vantages
         ]
         manifest = replace(site.manifest, vantages=tuple(vantages))
@@ -99,7 +105,8 @@ class Field:
 
     def connect(self, name: str) -> None:
         """Make the veth pair between a namespace and the broker's."""
-        self.lab.link(name, f"{self.address(name)}/30", "broker", f"{self.broker_address(name)}/30")
+        length = 64 if self.ip == "6" else 30
+        self.lab.link(name, f"{self.address(name)}/{length}", "broker", f"{self.broker_address(name)}/{length}")
         for where, device in ((name, "to-broker"), ("broker", self.device(name))):
             words = ("ethtool", "-K", device, "tx", "off", "tso", "off", "gso", "off", "gro", "off")
             subprocess.run([*self.enter(where), *words], check=True, capture_output=True)
@@ -109,11 +116,15 @@ class Field:
 
     def address(self, name: str) -> str:
         """Address of a host or the outsider."""
-        return f"10.231.{self._number(name)}.2"
+        return f"fd07:231:{self._number(name):x}::2" if self.ip == "6" else f"10.231.{self._number(name)}.2"
 
     def broker_address(self, name: str) -> str:
         """Address of the broker on the same link."""
-        return f"10.231.{self._number(name)}.1"
+        return f"{self.address(name)[:-1]}1"
+
+    def source(self, name: str) -> str:
+        """What `mvps broker limits` names a host as a source: an IPv6 host has a whole /64."""
+        return str(ipaddress.ip_network(f"{self.address(name)}/{64 if self.ip == '6' else 32}", strict=False))
 
     def device(self, name: str) -> str:
         """The broker's end of a link."""
@@ -156,9 +167,10 @@ class Field:
 
     def start_broker(self, *words: str, limited: bool = True) -> None:
         """Start the broker and wait until it listens."""
+        listen = f"0.0.0.0:{PORT}" if self.ip == "4" else f"[::]:{PORT}"
         command = [
-            *self._on(0), *self.enter("broker"), sys.executable, "-m", "mvps.cli.main", "broker", "--listen",
-            f"0.0.0.0:{PORT}", "--database", str(self.folder / "broker.db"), "--key", str(self.site.broker_key),
+            *self._on(0), *self.enter("broker"), sys.executable, "-m", "mvps.cli.main", "broker", "--listen", listen,
+            "--database", str(self.folder / "broker.db"), "--key", str(self.site.broker_key),
             "--operator", self.site.operator, "--manifests", str(self.site.manifests), "--metrics", "127.0.0.1:9466",
             "--limiter", str(self.pins) if limited else "", *words,
         ]  # fmt: skip
@@ -176,7 +188,8 @@ class Field:
 
     def vantage(self, name: str, period_s: float = 0.05, identities: Sequence[str] = (), cpu: int = 1) -> Vantage:
         """Start a vantage on a host, or several of the host's crowd in one process; ``cpu`` is which of ``cpus``."""
-        target = f"{self.broker_address(name)}:{PORT}"
+        address = self.broker_address(name)
+        target = f"[{address}]:{PORT}" if self.ip == "6" else f"{address}:{PORT}"
         script = str(Path(__file__).with_name("vantage.py"))
         words = [sys.executable, script, str(self.folder), target, str(period_s), *(identities or [name])]
         with open(self.folder / "vantages.log", "ab") as log:
@@ -209,7 +222,8 @@ class Field:
     def frame(self, sender: str, source: str, target: str, segment: Any) -> bytes:
         """An Ethernet frame on a sender's link, from any IP source to one of the broker's addresses."""
         link = Ether(src=self.lab.mac(sender, "to-broker"), dst=self.lab.mac("broker", self.device(sender)))
-        return bytes(link / IP(src=source, dst=target) / segment)
+        network = IPv6 if self.ip == "6" else IP
+        return bytes(link / network(src=source, dst=target) / segment)
 
     def spoofed(self, victim: str, flags: str, ports: Sequence[int], payload: bytes = b"") -> list[bytes]:
         """TCP segments of the outsider in the name of a vantage."""
@@ -284,10 +298,15 @@ class Field:
 
 @contextmanager
 def field(
-    folder: Path, *hosts: str, tick_ms: int = 1000, cpus: tuple[int, int, int] | None = None, crowd: int = 0
+    folder: Path,
+    *hosts: str,
+    tick_ms: int = 1000,
+    cpus: tuple[int, int, int] | None = None,
+    crowd: int = 0,
+    ip: IpVersion = "4",
 ) -> Iterator[Field]:
     """A field that is taken down on every way out."""
-    made = Field(folder, hosts, tick_ms, cpus, crowd)
+    made = Field(folder, hosts, tick_ms, cpus, crowd, ip)
     try:
         yield made
     finally:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import itertools
 import re
 import signal
 import socket
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 from field import PORT, Field, field
 from scapy.layers.inet import TCP, UDP
+from scapy.layers.inet6 import IPv6ExtHdrFragment
 from scapy.packet import Raw
 
 from mvps.limiter.layout import DROPPED
@@ -27,9 +30,12 @@ SECONDS = 3.0
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Field]:
-    with field(tmp_path, "h1", "h2", tick_ms=50) as made:
+def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Field]:
+    with field(tmp_path, "h1", "h2", tick_ms=50, ip=getattr(request, "param", "4")) as made:
         yield made
+
+
+on_every_ip = pytest.mark.parametrize("site", ["4", "6", "4 on 6"], indirect=True)
 
 
 def whole(result: dict[str, object]) -> bool:
@@ -48,22 +54,28 @@ def segments(site: Field, name: str) -> int:
 def floods(site: Field) -> dict[str, list[bytes]]:
     """What an outsider sends in the name of h1."""
     ports = range(1024, 5120)
-    later = [site.frame("x", site.address("h1"), site.broker_address("h1"), Raw(b"x" * 64)) for _ in range(1)]
-    fragments = []
-    for frame in later:
-        changed = bytearray(frame)
-        changed[14 + 9] = 6  # TCP
-        changed[14 + 6 : 14 + 8] = b"\0\x64"  # offset 800
-        fragments.append(bytes(changed))
+    end = 54 if site.ip == "6" else 34
+    if site.ip == "6":
+        later = IPv6ExtHdrFragment(nh=6, offset=100, id=7) / Raw(b"x" * 64)
+        fragment = site.frame("x", site.address("h1"), site.broker_address("h1"), later)
+    else:
+        whole_one = bytearray(site.frame("x", site.address("h1"), site.broker_address("h1"), Raw(b"x" * 64)))
+        whole_one[14 + 9] = 6  # TCP
+        whole_one[14 + 6 : 14 + 8] = b"\0\x64"  # offset 800
+        fragment = bytes(whole_one)
     return {
         "syn": site.spoofed("h1", "S", ports),
         "stranger": site.spoofed("h1", "PA", ports, b"x" * 200),
-        "fragment": fragments,
-        "unreadable": [frame[: 14 + 20 + 4] for frame in site.spoofed("h1", "S", ports)],
+        "fragment": [fragment],
+        "unreadable": [frame[: end + 4] for frame in site.spoofed("h1", "S", ports)],
     }
 
 
-@pytest.mark.parametrize("kind", ["syn", "stranger", "fragment", "unreadable"])
+@pytest.mark.parametrize(
+    ("site", "kind"),
+    [*itertools.product("46", ["syn", "stranger", "fragment", "unreadable"]), ("4 on 6", "stranger")],
+    indirect=["site"],
+)
 def test_an_outsider_with_a_vantages_address_costs_it_nothing(site: Field, kind: str) -> None:
     site.attach()
     site.start_broker()
@@ -78,8 +90,8 @@ def test_an_outsider_with_a_vantages_address_costs_it_nothing(site: Field, kind:
         assert whole(result)
         assert result["reconnects"] == 0
     limits = site.limits()
-    assert limits["sources"][0]["source"] == f"{site.address('h1')}/32"
-    assert limits["prefixes"][0]["prefix"] == f"{site.address('h1')}/32"
+    assert limits["sources"][0]["source"] == site.source("h1")
+    assert limits["prefixes"][0]["prefix"] == str(ipaddress.ip_network(site.address("h1")))
     assert all(seen[name] == 0 for name in ("flow_over", "prefix_over", "contended"))
 
 
@@ -110,6 +122,7 @@ def test_connections_without_end_cost_a_vantage_nothing(site: Field) -> None:
     assert seen["syn"] >= int(flood.stdout)
 
 
+@on_every_ip
 def test_a_vantage_that_floods_on_its_own_connection_is_held_to_its_budget(site: Field) -> None:
     site.attach()
     site.start_broker()
@@ -277,7 +290,7 @@ def test_metrics_show_it(site: Field) -> None:
     assert "mvps_limiter_failing 0.0" in text
     assert 'mvps_limiter_interface{interface="to-h1",mode="native",state="attached"} 1.0' in text
     assert 'mvps_limiter_packets_total{verdict="syn_over"}' in text
-    assert f'mvps_limiter_source_packets{{source="{site.address("h1")}/32"}}' in text
+    assert f'mvps_limiter_source_packets{{source="{site.source("h1")}"}}' in text
     manual = (Path(__file__).parents[2] / "docs/operations.md").read_text()
     names = set(re.findall(r"^# TYPE (mvps_limiter\w*)", text, re.MULTILINE))
     assert len(names) == 8

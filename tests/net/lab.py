@@ -58,7 +58,8 @@ class Lab:
         if not self._has(a, near):
             self.ip(a, "link", "add", near, "type", "veth", "peer", "name", far, "netns", self.full(b))
         for name, device, address in ((a, near, address_a), (b, far, address_b)):
-            self.ip(name, "address", "add", address, "dev", device)
+            # Nobody else is on the link: an IPv6 address need not wait until that is certain.
+            self.ip(name, "address", "add", address, "dev", device, *(("nodad",) if ":" in address else ()))
             self.ip(name, "link", "set", device, "up")
 
     def _has(self, name: str, device: str) -> bool:
