@@ -23,7 +23,7 @@ from pathlib import Path
 import grpc
 
 from bench.harness import WORK, Result
-from mvps.broker.server import EmbeddedBroker
+from mvps.broker.process import EmbeddedBroker
 from mvps.broker.settings import BrokerSettings
 from mvps.trust import limits
 from mvps.trust.checkpoint import Checkpoint

@@ -49,7 +49,9 @@ from bench import verify
 from bench.harness import WORK, Result
 from bench.http2 import Stream
 from mvps.broker.admission import Admission
-from mvps.broker.server import OPTIONS, Broker, calm_process
+from mvps.broker.process import calm_process
+from mvps.broker.server import Broker
+from mvps.broker.service import OPTIONS
 from mvps.broker.settings import BrokerSettings
 from mvps.broker.state import FleetState
 from mvps.broker.store import Store

@@ -4,76 +4,23 @@
 import asyncio
 import json
 import os
-import socket
 import sqlite3
-import stat
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from talking import ACCEPTED, DUPLICATE, NONCE, acks_of, batch, exchange, running, status_of
 from tests.waiting import comes_true
-from wire_samples import SECOND, Host, new_host, now_tick, settings, snapshot
+from wire_samples import SECOND, Host, new_host, now_tick, snapshot
 
-from mvps.broker.server import Broker, BrokerError, EmbeddedBroker, serve
-from mvps.broker.store import StoreError
 from mvps.trust.limits import MAX_BATCH_ITEMS, NONCE_BYTES
 from mvps.trust.reasons import RejectReason
 from mvps.trust.seal import Lane, Sealed, parse_header
 from mvps.v1 import stream_pb2 as pb
-from mvps.v1 import stream_pb2_grpc
-
-NONCE = bytes(range(NONCE_BYTES))
-
-
-@asynccontextmanager
-async def running(folder: Path, **changes: object) -> AsyncIterator[tuple[Broker, Host, stream_pb2_grpc.BrokerStub]]:
-    chosen, site = settings(folder, **changes)
-    broker = Broker(chosen)
-    try:
-        await broker.start()
-        async with grpc.aio.insecure_channel(broker.address) as channel:
-            yield broker, Host(site), stream_pb2_grpc.BrokerStub(channel)
-    finally:
-        await broker.stop()
-
-
-def batch(*items: Sealed, nonce: bytes = NONCE) -> pb.Batch:
-    return pb.Batch(stream_nonce=nonce, items=[pb.SealedSnapshot(header=h, body=b, tag=t) for h, b, t in items])
-
-
-async def exchange(stub: stream_pb2_grpc.BrokerStub, host: Host, *items: Sealed) -> list[tuple[int, int, int]]:
-    """(counter, status, reason) of every verified answer to one batch on a stream of its own."""
-    call = stub.Stream()
-    await call.write(batch(*items))
-    answer = await call.read()
-    call.cancel()
-    return acks_of(answer, host)
-
-
-def acks_of(answer: pb.AckBatch, host: Host, nonce: bytes = NONCE) -> list[tuple[int, int, int]]:
-    found = []
-    for sealed in answer.sealed:
-        header = host.acks().verify(Sealed(sealed.header, sealed.body, sealed.tag))
-        assert header.vantage_id == host.vantage_id
-        acks = pb.Acks.FromString(sealed.body)
-        assert acks.stream_nonce == nonce
-        found += [(ack.counter & 0xFFFF, ack.status, ack.reason) for ack in acks.acks]
-    return found
-
-
-async def status_of(call: grpc.aio.StreamStreamCall) -> tuple[grpc.StatusCode, str]:
-    return await call.code(), await call.details()
-
-
-ACCEPTED = (pb.ACK_STATUS_ACCEPTED, 0)
-DUPLICATE = (pb.ACK_STATUS_DUPLICATE, 0)
 
 
 def rejected(reason: RejectReason) -> tuple[int, int]:
@@ -328,15 +275,6 @@ async def test_a_mismatch_is_counted_after_the_answer_and_shown(tmp_path: Path) 
         assert vantage.decision_mismatches == 1
 
 
-async def test_reflection_names_the_services(tmp_path: Path) -> None:
-    async with running(tmp_path) as (broker, _, _), grpc.aio.insecure_channel(broker.address) as channel:
-        asked = reflection_pb2.ServerReflectionRequest(list_services="")
-        call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([asked]))
-        answer = await call.read()
-        names = {service.name for service in answer.list_services_response.service}
-        assert {"mvps.v1.Broker", "grpc.health.v1.Health"} <= names
-
-
 async def test_state_survives_a_restart(tmp_path: Path) -> None:
     async with running(tmp_path) as (_, host, stub):
         first = host.seal()
@@ -445,93 +383,3 @@ async def test_lanes_have_counters_of_their_own(tmp_path: Path) -> None:
         host.counter.value -= 1
         backfill = host.seal(lane=Lane.BACKFILL)
         assert [a[1:] for a in await exchange(stub, host, live, backfill)] == [ACCEPTED, ACCEPTED]
-
-
-async def test_queries(tmp_path: Path) -> None:
-    async with running(tmp_path) as (_, host, stub):
-        body = snapshot()
-        body.extensions["x"] = b"kept"
-        sealed = host.seal(body, tick=body.tick)
-        call = stub.Stream()
-        await call.write(batch(sealed, host.seal(b"garbage")))
-        await call.read()
-        info = await stub.ServerInfo(pb.ServerInfoRequest())
-        assert (info.vantages, info.streams, info.accepted, dict(info.rejected)) == (1, 1, 1, {"malformed": 1})
-        (vantage,) = (await stub.ListVantages(pb.ListVantagesRequest())).vantages
-        assert vantage.connected
-        assert vantage.latest == body
-        history = await stub.GetHistory(pb.GetHistoryRequest(vantage_id="host-1", with_snapshots=True))
-        assert [(row.counter & 0xFFFF, row.reason) for row in history.rows] == [(1, RejectReason.MALFORMED), (0, 0)]
-        assert history.rows[1].snapshot.extensions["x"] == b"kept"
-        assert history.rows[1].digest == sealed.digest
-        call.cancel()
-
-
-async def test_health(tmp_path: Path) -> None:
-    async with running(tmp_path) as (broker, _, _), grpc.aio.insecure_channel(broker.address) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
-        answer = await health.Check(health_pb2.HealthCheckRequest(service="mvps.v1.Broker"))
-        assert answer.status == health_pb2.HealthCheckResponse.SERVING
-
-
-async def test_unix_socket_is_private_to_its_group_and_not_stolen(tmp_path: Path) -> None:
-    path = tmp_path / "broker.sock"
-    async with running(tmp_path, listen=f"unix:{path}") as (_, host, stub):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o660
-        assert await exchange(stub, host, host.seal()) == [(0, *ACCEPTED)]
-        second, _ = settings(tmp_path, listen=f"unix:{path}", database=tmp_path / "second.db")
-        with pytest.raises(BrokerError, match="another process serves"):
-            EmbeddedBroker(second)
-        async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
-            await stream_pb2_grpc.BrokerStub(channel).ServerInfo(pb.ServerInfoRequest())
-    assert not path.exists()
-
-
-async def test_a_stale_unix_socket_is_replaced_and_a_file_is_not(tmp_path: Path) -> None:
-    path = tmp_path / "broker.sock"
-    with socket.socket(socket.AF_UNIX) as left_behind:
-        left_behind.bind(str(path))
-    async with running(tmp_path, listen=f"unix:{path}") as (_, host, stub):
-        assert await exchange(stub, host, host.seal()) == [(0, *ACCEPTED)]
-    path.write_text("precious")
-    with pytest.raises(BrokerError, match="no socket"):
-        EmbeddedBroker(settings(tmp_path, listen=f"unix:{path}")[0])
-    assert path.read_text() == "precious"
-
-
-async def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
-    async with running(tmp_path) as (broker, _, _):
-        second, _ = settings(tmp_path, listen=broker.address, database=tmp_path / "second.db")
-        with pytest.raises(BrokerError, match="is another broker running"):
-            await serve(second, lambda address: None)
-        with pytest.raises(StoreError, match="another broker uses"):
-            Broker(settings(tmp_path)[0])
-
-
-async def test_serve_runs_until_cancelled(tmp_path: Path) -> None:
-    chosen, _ = settings(tmp_path)
-    listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(serve(chosen, listening.set_result))
-    async with grpc.aio.insecure_channel(await listening) as channel:
-        await stream_pb2_grpc.BrokerStub(channel).ServerInfo(pb.ServerInfoRequest())
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await running_again(chosen)
-
-
-async def running_again(chosen: object) -> None:
-    broker = Broker(chosen)  # type: ignore[arg-type]
-    await broker.start()
-    await broker.stop()
-    await broker.stop()
-
-
-@pytest.mark.parametrize(("chosen", "after"), [("SCHED_OTHER", "SCHED_BATCH"), ("SCHED_IDLE", "SCHED_IDLE")])
-def test_a_scheduling_policy_that_was_chosen_stays(chosen: str, after: str) -> None:
-    code = (
-        "import os; from mvps.broker.server import calm_process\n"
-        f"os.sched_setscheduler(0, os.{chosen}, os.sched_param(0)); calm_process()\n"
-        f"assert os.sched_getscheduler(0) == os.{after}"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

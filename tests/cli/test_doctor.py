@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from authority import Authority
 
-from mvps.broker.server import EmbeddedBroker
+from mvps.broker.process import EmbeddedBroker
 from mvps.broker.settings import BrokerSettings
 from mvps.cli import doctor
 from mvps.daemon.config import Config

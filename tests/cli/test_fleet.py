@@ -13,7 +13,7 @@ import pytest
 from authority import Authority
 from bench.attacks import Arena
 
-from mvps.broker.server import EmbeddedBroker
+from mvps.broker.process import EmbeddedBroker
 from mvps.broker.settings import BrokerSettings
 from mvps.cli import exits
 from mvps.cli.fleet import _time as cli_time

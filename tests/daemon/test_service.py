@@ -316,7 +316,7 @@ def _status(path: Path) -> dict[str, Any]:
 @pytest.mark.kernel
 def test_the_daemon_on_the_real_kernel_through_a_real_broker(real_config: Path, tmp_path: Path) -> None:
     """Attach, calibrate, stream, restart with the stored baseline, detach on SIGTERM and SIGKILL."""
-    from mvps.broker.server import EmbeddedBroker
+    from mvps.broker.process import EmbeddedBroker
     from mvps.broker.settings import BrokerSettings
     from mvps.trust.keys import load_key
 

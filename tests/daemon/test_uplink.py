@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from bench.outage import logged
 
-from mvps.broker.server import EmbeddedBroker
+from mvps.broker.process import EmbeddedBroker
 from mvps.broker.settings import BrokerSettings
 from mvps.daemon.identity import Identity, TrustError
 from mvps.daemon.uplink import BrokerUplink

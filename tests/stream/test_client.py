@@ -16,7 +16,7 @@ from tests.waiting import until
 from wire_samples import Host, new_host, settings
 
 import mvps
-from mvps.broker.server import EmbeddedBroker
+from mvps.broker.process import EmbeddedBroker
 from mvps.stream.client import StreamClient
 from mvps.stream.ledger import State
 from mvps.trust.reasons import RejectReason
@@ -112,7 +112,7 @@ def test_nothing_is_lost_or_counted_twice_across_broker_restarts(tmp_path: Path,
 
 BROKER = """
 import asyncio, sys
-from mvps.broker.server import serve
+from mvps.broker.process import serve
 from mvps.broker.settings import BrokerSettings
 settings = BrokerSettings.model_validate_json(sys.stdin.readline())
 asyncio.run(serve(settings, lambda address: print(address, flush=True)))

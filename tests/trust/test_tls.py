@@ -13,7 +13,8 @@ from authority import Authority
 from tests.waiting import until
 from wire_samples import Host, settings
 
-from mvps.broker.server import BrokerError, EmbeddedBroker
+from mvps.broker.process import EmbeddedBroker
+from mvps.broker.server import BrokerError
 from mvps.stream.client import StreamClient
 from mvps.trust.tls import ClientTls, ServerTls, TlsError
 from mvps.v1 import stream_pb2, stream_pb2_grpc

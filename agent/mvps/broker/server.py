@@ -16,21 +16,15 @@ Items before it in the batch are committed and answered first.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
-import os
-import socket
-import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Final, NoReturn
 
 import grpc
-from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -44,6 +38,7 @@ from mvps.broker.identity_limit import IdentityLimit
 from mvps.broker.in_work import InWork
 from mvps.broker.metrics import BrokerCollector, MetricsEndpoint
 from mvps.broker.recheck import Rechecker
+from mvps.broker.service import OPTIONS, SERVICE, AddressError, Context, Service, abort, bind
 from mvps.broker.settings import BrokerSettings
 from mvps.broker.state import FleetState, without_baselines
 from mvps.broker.store import NOTHING, CounterKey, Store, StoreError
@@ -57,27 +52,8 @@ from mvps.trust.seal import Lane, Purpose, Sealer, SealError, SealingKey, Stream
 from mvps.trust.tls import ServerTls, TlsError
 from mvps.v1 import stream_pb2 as pb
 
-SERVICE: Final = "mvps.v1.Broker"
 _HISTORY_DEFAULT: Final = 100
 _HISTORY_MESSAGE_BYTES: Final = 3 * 1024 * 1024
-
-OPTIONS: Final = (
-    # Two brokers on one port would share the streams between them and split the replay state.
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    # A client that pings more often than this is told to calm down, and then its connection is closed.
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.max_ping_strikes", 2),
-    ("grpc.max_metadata_size", 8 * 1024),
-    # No pings to measure the road: a message is small against the default window.
-    ("grpc.http2.bdp_probe", 0),
-)
-
-_Context = grpc.aio.ServicerContext[Any, Any]
-_Q = TypeVar("_Q")
-_A = TypeVar("_A")
 
 
 class BrokerError(Exception):
@@ -151,11 +127,14 @@ class Broker:
         """Listen. BrokerError if the address cannot be had."""
         options = (*OPTIONS, ("grpc.max_concurrent_streams", self.settings.max_streams_per_connection))
         server = grpc.aio.server(options=options)
-        server.add_generic_rpc_handlers((_Service(self).handler(),))
+        server.add_generic_rpc_handlers((Service(self, remote_queries=self.settings.remote_queries).handler(),))
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        self.address = _bind(server, self.settings.listen, self._tls)
+        try:
+            self.address = bind(server, self.settings.listen, self._tls)
+        except AddressError as error:
+            raise BrokerError(str(error)) from None
         if self.settings.limiter:
             # Not before the address is ours: it clears what an earlier broker there has left.
             self.flows = Flows(Path(self.settings.limiter))
@@ -246,7 +225,7 @@ class Broker:
 
     # ---- streams
 
-    async def stream(self, _requests: object, context: _Context) -> None:
+    async def stream(self, _requests: object, context: Context) -> None:
         """One sender's stream: serialised Batch messages in, serialised AckBatch messages out."""
         if self.streams >= self.settings.max_streams:
             await self._refuse(
@@ -270,7 +249,7 @@ class Broker:
                 if not self._connected[name]:
                     del self._connected[name]
 
-    async def _answer(self, context: _Context, stream: int, peer: str, names: set[str]) -> None:
+    async def _answer(self, context: Context, stream: int, peer: str, names: set[str]) -> None:
         sealers = _AckSealers(self._watch.epochs)
         nonce = b""
         passed_on = -1  # newest epoch this sender knows or was told of
@@ -320,7 +299,7 @@ class Broker:
             if pause:
                 await asyncio.sleep(pause)
 
-    async def _first(self, context: _Context, deadline: float) -> bytes | object:
+    async def _first(self, context: Context, deadline: float) -> bytes | object:
         """The next message of a stream that has not proved itself, or grpc.aio.EOF.
 
         A stream holds one of max_streams places, so it has to prove itself soon; empty batches prove nothing.
@@ -333,7 +312,7 @@ class Broker:
             within = f"within {self.settings.first_item_timeout_s:g} s"
             await self._refuse(context, "silent", grpc.StatusCode.DEADLINE_EXCEEDED, f"no sealed snapshot {within}")
 
-    async def _judge(self, context: _Context, message: bytes, nonce: bytes) -> Admitted:
+    async def _judge(self, context: Context, message: bytes, nonce: bytes) -> Admitted:
         """What the gate says. A message outside the protocol ends the stream, and nothing of it was judged."""
         # Before every message: an answer that says a snapshot is unknown brings its copy, which must find this done.
         self.admission.take_backfill_from(self._store.backfill_from_ns)
@@ -344,9 +323,9 @@ class Broker:
             await self._refuse(context, "protocol", grpc.StatusCode.INVALID_ARGUMENT, str(error))
         return admitted
 
-    async def _refuse(self, context: _Context, cause: str, code: grpc.StatusCode, text: str) -> NoReturn:
+    async def _refuse(self, context: Context, cause: str, code: grpc.StatusCode, text: str) -> NoReturn:
         self.streams_refused[cause] += 1
-        await _abort(context, code, text)
+        await abort(context, code, text)
 
     def _connect(self, runs: Sequence[Run], stream: int, names: set[str]) -> str:
         """Note who speaks on a stream; the name of a vantage that has no place for it, if there is one."""
@@ -532,72 +511,6 @@ class _AckSealers:
         return answer
 
 
-class _Service:
-    """The wire side of a broker: gRPC's names, and who may ask. Streams travel as bytes, which the gate reads."""
-
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
-
-    def handler(self) -> grpc.GenericRpcHandler:
-        """The methods of mvps.v1.Broker."""
-        queries: dict[str, tuple[Any, type[Message]]] = {
-            "ServerInfo": (self._server_info, pb.ServerInfoRequest),
-            "ListVantages": (self._list_vantages, pb.ListVantagesRequest),
-            "GetHistory": (self._get_history, pb.GetHistoryRequest),
-            "ListBundles": (self._list_bundles, pb.ListBundlesRequest),
-            "GetBundle": (self._get_bundle, pb.GetBundleRequest),
-            "GetVantage": (self._get_vantage, pb.GetVantageRequest),
-        }
-        methods = {
-            name: grpc.unary_unary_rpc_method_handler(
-                method, request_deserializer=asked.FromString, response_serializer=_serialize
-            )
-            for name, (method, asked) in queries.items()
-        }
-        methods["Stream"] = grpc.stream_stream_rpc_method_handler(self._broker.stream)
-        return grpc.method_handlers_generic_handler(SERVICE, methods)
-
-    async def _server_info(self, request: pb.ServerInfoRequest, context: _Context) -> pb.ServerInfo:
-        await self._local_only(context)
-        return self._broker.info()
-
-    async def _list_vantages(self, request: pb.ListVantagesRequest, context: _Context) -> pb.ListVantagesResponse:
-        await self._local_only(context)
-        return self._broker.vantages()
-
-    async def _get_history(self, request: pb.GetHistoryRequest, context: _Context) -> pb.GetHistoryResponse:
-        await self._local_only(context)
-        try:
-            return await self._broker.history(request)
-        except StoreError as error:
-            await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
-
-    async def _list_bundles(self, request: pb.ListBundlesRequest, context: _Context) -> pb.ListBundlesResponse:
-        return await self._ask(self._broker.answers.bundles, request, context)
-
-    async def _get_bundle(self, request: pb.GetBundleRequest, context: _Context) -> pb.GetBundleResponse:
-        return await self._ask(self._broker.answers.bundle, request, context)
-
-    async def _get_vantage(self, request: pb.GetVantageRequest, context: _Context) -> pb.GetVantageResponse:
-        return await self._ask(self._broker.answers.vantage, request, context)
-
-    async def _ask(self, question: Callable[[_Q], _A], request: _Q, context: _Context) -> _A:
-        await self._local_only(context)
-        try:
-            return await asyncio.to_thread(question, request)
-        except HistoryError as error:
-            await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
-
-    async def _local_only(self, context: _Context) -> None:
-        local = context.peer().startswith(("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D"))
-        if not (local or self._broker.settings.remote_queries):
-            await _abort(
-                context,
-                grpc.StatusCode.PERMISSION_DENIED,
-                "queries are answered on the broker's own host: ask there, or set remote_queries = true",
-            )
-
-
 def _open_history(settings: BrokerSettings) -> History | None:
     url = settings.history_url()
     if not url:
@@ -608,20 +521,11 @@ def _open_history(settings: BrokerSettings) -> History | None:
         raise BrokerError(str(error)) from None
 
 
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()
-
-
 def _check_envelope(batch: Batch, nonce: bytes) -> None:
     if len(batch.nonce) != limits.NONCE_BYTES or batch.nonce != (nonce or batch.nonce):
         raise ValueError(f"a stream needs one nonce of {limits.NONCE_BYTES} bytes in every batch")
     if batch.count > limits.MAX_BATCH_ITEMS:
         raise ValueError(f"a batch of {batch.count} items, at most {limits.MAX_BATCH_ITEMS} allowed")
-
-
-async def _abort(context: _Context, code: grpc.StatusCode, text: str) -> NoReturn:
-    await context.abort(code, text)
-    raise AssertionError("abort returns never")
 
 
 def _tls(settings: BrokerSettings) -> ServerTls | None:
@@ -631,124 +535,3 @@ def _tls(settings: BrokerSettings) -> ServerTls | None:
         return ServerTls(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     except TlsError as error:
         raise BrokerError(f"tls: {error}") from None
-
-
-def _bind(server: grpc.aio.Server, listen: str, tls: ServerTls | None) -> str:
-    """Bind ``listen`` and return the address a client can use. A Unix socket has permissions and needs no TLS."""
-    if listen.startswith("unix:"):
-        path = Path(listen.removeprefix("unix:"))
-        # gRPC replaces an existing socket without asking, also one that another broker serves.
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            if path.exists() and not path.is_socket():
-                raise BrokerError(f"{path} exists and is no socket: choose another path for listen")
-            try:
-                probe.connect(str(path))
-            except (FileNotFoundError, ConnectionRefusedError):
-                pass
-            except OSError as error:
-                raise BrokerError(f"cannot use {listen}: {error.strerror or error}") from None
-            else:
-                raise BrokerError(f"another process serves {listen}: stop it, or listen elsewhere")
-    try:
-        if tls is None or listen.startswith("unix:"):
-            port = server.add_insecure_port(listen)
-        else:
-            port = server.add_secure_port(listen, tls.credentials())
-    except RuntimeError:
-        port = 0
-    if port == 0:
-        raise BrokerError(
-            f"cannot listen on {listen}: is another broker running there? ss -ltnp shows who; otherwise set "
-            "listen to an address of this host and a free port"
-        )
-    if listen.startswith("unix:"):
-        Path(listen.removeprefix("unix:")).chmod(0o660)
-        return listen
-    host, _, _ = listen.rpartition(":")
-    return f"{host}:{port}"
-
-
-def calm_process() -> None:
-    """For a process that is a broker and nothing else: fewer interruptions of the work itself.
-
-    The collector of cycles runs rarely: messages leave none behind, and what it walks through each time grows with
-    every open stream. And gRPC's many threads wake each other for every message: as batch work they do not take the
-    processor from each other for that.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
-    # A policy that a unit or `chrt` chose stays: it is what keeps a broker ahead of whatever else its host does.
-    if os.sched_getscheduler(0) == os.SCHED_OTHER:
-        with contextlib.suppress(OSError):  # forbidden by a sandbox: it works without
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
-async def serve(settings: BrokerSettings, ready: Callable[[str], None]) -> None:
-    """Run a broker until cancelled. ``ready`` gets the address once it listens.
-
-    Raises BrokerError, StoreError or KeySourceError when it cannot start.
-    """
-    calm_process()
-    broker = Broker(settings)
-    try:
-        await broker.start()
-        ready(broker.address)
-        await broker.failed.wait()
-        raise BrokerError(f"the broker has a defect and stops: {broker.failure!r}")
-    finally:
-        await broker.stop()
-
-
-class EmbeddedBroker:
-    """A broker in a thread of its own, for ``mvps run`` and for tests.
-
-    Construction returns once it listens, or raises what :func:`serve` raises.
-    """
-
-    def __init__(self, settings: BrokerSettings) -> None:
-        self.broker: Broker | None = None
-        self._failure: Exception | None = None
-        self._loop = asyncio.new_event_loop()
-        self._settings = settings
-        self._listening = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="mvps-broker", daemon=True)
-        self._thread.start()
-        self._listening.wait()
-        if self._failure is not None:
-            self._thread.join()
-            raise self._failure
-
-    @property
-    def address(self) -> str:
-        """Where it listens."""
-        return self.broker.address if self.broker else ""
-
-    def stop(self) -> None:
-        """Stop and wait for the end. Idempotent."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._task.cancel)
-            self._thread.join()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._task = self._loop.create_task(self._serve())
-        try:
-            self._loop.run_until_complete(self._task)
-        except asyncio.CancelledError:
-            pass
-        except Exception as error:
-            self._failure = error  # raised in the thread that constructs
-        finally:
-            self._loop.close()
-            self._listening.set()
-
-    async def _serve(self) -> None:
-        broker = Broker(self._settings)
-        try:
-            await broker.start()
-            self.broker = broker
-            self._listening.set()
-            await broker.failed.wait()
-        finally:
-            await broker.stop()

@@ -89,7 +89,7 @@ def _settings(arguments: argparse.Namespace) -> BrokerSettings:
 
 
 async def _serve(settings: BrokerSettings) -> None:
-    from mvps.broker.server import serve
+    from mvps.broker.process import serve
     from mvps.daemon.notify import Notifier
 
     notifier = Notifier()

@@ -125,7 +125,7 @@ def _with_site(settings: Config, site: Site) -> Config:
 
 
 def _with_broker(arguments: argparse.Namespace, settings: Config, site: Site, host: Host | None) -> int:
-    from mvps.broker.server import EmbeddedBroker
+    from mvps.broker.process import EmbeddedBroker
     from mvps.broker.settings import BrokerSettings
     from mvps.daemon.start import Cause, StartError, start
 

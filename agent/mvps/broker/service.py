@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wire side of a broker: its address, gRPC's names for its methods, and who may ask.
+
+Streams travel as bytes, which the gate reads. Questions are answered on the broker's own host unless the settings say
+otherwise: what they tell is nobody else's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from mvps.broker.answers import Answers
+from mvps.broker.history import HistoryError
+from mvps.broker.store import StoreError
+from mvps.trust import limits
+from mvps.trust.tls import ServerTls
+from mvps.v1 import stream_pb2 as pb
+
+SERVICE: Final = "mvps.v1.Broker"
+
+OPTIONS: Final = (
+    # Two brokers on one port would share the streams between them and split the replay state.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # A client that pings more often than this is told to calm down, and then its connection is closed.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 2),
+    ("grpc.max_metadata_size", 8 * 1024),
+    # No pings to measure the road: a message is small against the default window.
+    ("grpc.http2.bdp_probe", 0),
+)
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+_Q = TypeVar("_Q")
+_A = TypeVar("_A")
+
+
+class AddressError(Exception):
+    """The broker cannot listen where it should. The message says what to do."""
+
+
+class Served(Protocol):
+    """What a service needs of its broker."""
+
+    @property
+    def answers(self) -> Answers:
+        """Answers about bundles."""
+
+    async def stream(self, requests: object, context: Context, /) -> None:
+        """One sender's stream: serialised Batch messages in, serialised AckBatch messages out."""
+
+    def info(self) -> pb.ServerInfo:
+        """Answer to ServerInfo."""
+
+    def vantages(self) -> pb.ListVantagesResponse:
+        """Answer to ListVantages."""
+
+    def history(self, request: pb.GetHistoryRequest, /) -> Awaitable[pb.GetHistoryResponse]:
+        """Answer to GetHistory."""
+
+
+class Service:
+    """The methods of mvps.v1.Broker for one broker. remote_queries: answer questions from other hosts too."""
+
+    def __init__(self, broker: Served, *, remote_queries: bool) -> None:
+        self._broker = broker
+        self._remote_queries = remote_queries
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """For the server."""
+        queries: dict[str, tuple[Any, type[Message]]] = {
+            "ServerInfo": (self._server_info, pb.ServerInfoRequest),
+            "ListVantages": (self._list_vantages, pb.ListVantagesRequest),
+            "GetHistory": (self._get_history, pb.GetHistoryRequest),
+            "ListBundles": (self._list_bundles, pb.ListBundlesRequest),
+            "GetBundle": (self._get_bundle, pb.GetBundleRequest),
+            "GetVantage": (self._get_vantage, pb.GetVantageRequest),
+        }
+        methods = {
+            name: grpc.unary_unary_rpc_method_handler(
+                method, request_deserializer=asked.FromString, response_serializer=_serialize
+            )
+            for name, (method, asked) in queries.items()
+        }
+        methods["Stream"] = grpc.stream_stream_rpc_method_handler(self._broker.stream)
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    async def _server_info(self, request: pb.ServerInfoRequest, context: Context) -> pb.ServerInfo:
+        await self._local_only(context)
+        return self._broker.info()
+
+    async def _list_vantages(self, request: pb.ListVantagesRequest, context: Context) -> pb.ListVantagesResponse:
+        await self._local_only(context)
+        return self._broker.vantages()
+
+    async def _get_history(self, request: pb.GetHistoryRequest, context: Context) -> pb.GetHistoryResponse:
+        await self._local_only(context)
+        try:
+            return await self._broker.history(request)
+        except StoreError as error:
+            await abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+
+    async def _list_bundles(self, request: pb.ListBundlesRequest, context: Context) -> pb.ListBundlesResponse:
+        return await self._ask(self._broker.answers.bundles, request, context)
+
+    async def _get_bundle(self, request: pb.GetBundleRequest, context: Context) -> pb.GetBundleResponse:
+        return await self._ask(self._broker.answers.bundle, request, context)
+
+    async def _get_vantage(self, request: pb.GetVantageRequest, context: Context) -> pb.GetVantageResponse:
+        return await self._ask(self._broker.answers.vantage, request, context)
+
+    async def _ask(self, question: Callable[[_Q], _A], request: _Q, context: Context) -> _A:
+        await self._local_only(context)
+        try:
+            return await asyncio.to_thread(question, request)
+        except HistoryError as error:
+            await abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+
+    async def _local_only(self, context: Context) -> None:
+        local = context.peer().startswith(("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D"))
+        if not (local or self._remote_queries):
+            await abort(
+                context,
+                grpc.StatusCode.PERMISSION_DENIED,
+                "queries are answered on the broker's own host: ask there, or set remote_queries = true",
+            )
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+async def abort(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
+    """End a call with a status."""
+    await context.abort(code, text)
+    raise AssertionError("abort returns never")
+
+
+def bind(server: grpc.aio.Server, listen: str, tls: ServerTls | None) -> str:
+    """Bind ``listen`` and return the address a client can use. A Unix socket has permissions and needs no TLS."""
+    if listen.startswith("unix:"):
+        path = Path(listen.removeprefix("unix:"))
+        # gRPC replaces an existing socket without asking, also one that another broker serves.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            if path.exists() and not path.is_socket():
+                raise AddressError(f"{path} exists and is no socket: choose another path for listen")
+            try:
+                probe.connect(str(path))
+            except (FileNotFoundError, ConnectionRefusedError):
+                pass
+            except OSError as error:
+                raise AddressError(f"cannot use {listen}: {error.strerror or error}") from None
+            else:
+                raise AddressError(f"another process serves {listen}: stop it, or listen elsewhere")
+    try:
+        if tls is None or listen.startswith("unix:"):
+            port = server.add_insecure_port(listen)
+        else:
+            port = server.add_secure_port(listen, tls.credentials())
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise AddressError(
+            f"cannot listen on {listen}: is another broker running there? ss -ltnp shows who; otherwise set "
+            "listen to an address of this host and a free port"
+        )
+    if listen.startswith("unix:"):
+        Path(listen.removeprefix("unix:")).chmod(0o660)
+        return listen
+    host, _, _ = listen.rpartition(":")
+    return f"{host}:{port}"
