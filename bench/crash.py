@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import ROOT, WORK, Result
-from mvps.broker.store import entries_of
+from mvps.broker.tables import entries_of
 from mvps.daemon.identity import Identity
 from mvps.daemon.uplink import BrokerUplink
 from mvps.stream.ledger import State

@@ -44,7 +44,8 @@ from bench.harness import ROOT, WORK, Result
 from mvps.broker.admission import Admission, Admitted
 from mvps.broker.recheck import DecisionCheck
 from mvps.broker.state import FleetState
-from mvps.broker.store import CounterKey, Kept, entries_of
+from mvps.broker.store import CounterKey, Kept
+from mvps.broker.tables import entries_of
 from mvps.coherence.model import ModelSettings, SurfaceModel
 from mvps.coherence.observation import HIST_BINS, Observation, Scale
 from mvps.daemon.identity import Identity

@@ -21,7 +21,8 @@ from typing import Any
 from bench import verify
 from bench.harness import WORK, Result
 from mvps.broker.admission import Admission
-from mvps.broker.store import Store, StoreError
+from mvps.broker.store import Store
+from mvps.broker.tables import StoreError
 from mvps.trust.epochs import Epochs
 from mvps.trust.keys import load_key
 from mvps.trust.replay import Window

@@ -16,7 +16,7 @@ from wire_samples import settings, snapshot
 
 from mvps.broker.process import EmbeddedBroker, serve
 from mvps.broker.server import Broker, BrokerError
-from mvps.broker.store import StoreError
+from mvps.broker.tables import StoreError
 from mvps.trust.reasons import RejectReason
 from mvps.v1 import stream_pb2 as pb
 from mvps.v1 import stream_pb2_grpc

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from wire_samples import new_host, parcel, row
 
-from mvps.broker.store import NOTHING, Kept, Row, Store, StoreError
+from mvps.broker.store import NOTHING, Kept, Row, Store
+from mvps.broker.tables import StoreError
 from mvps.trust.checkpoint import Checkpoint
 from mvps.trust.evidence_log import leaf_of
 from mvps.trust.gate import Run

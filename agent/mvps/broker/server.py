@@ -41,7 +41,8 @@ from mvps.broker.recheck import Rechecker
 from mvps.broker.service import OPTIONS, SERVICE, AddressError, Context, Service, abort, bind
 from mvps.broker.settings import BrokerSettings
 from mvps.broker.state import FleetState, without_baselines
-from mvps.broker.store import NOTHING, CounterKey, Store, StoreError
+from mvps.broker.store import NOTHING, CounterKey, Store
+from mvps.broker.tables import StoreError
 from mvps.broker.ticks import Ticks
 from mvps.limiter.flows import Flows
 from mvps.trust import limits

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 
 from mvps.broker.answers import Answers
 from mvps.broker.history import HistoryError
-from mvps.broker.store import StoreError
+from mvps.broker.tables import StoreError
 from mvps.trust import limits
 from mvps.trust.tls import ServerTls
 from mvps.v1 import stream_pb2 as pb

@@ -28,7 +28,6 @@ import asyncio
 import os
 import queue
 import sqlite3
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,9 +36,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from mvps.trust.durable import claim
+from mvps.broker.tables import (
+    LATEST_RUNS,
+    RUN_COLUMNS,
+    Entry,
+    StoredRun,
+    StoreError,
+    advice,
+    claim_database,
+    entries_of,
+    newest_entry,
+    open_database,
+    ordered,
+    signed,
+    unordered,
+    unsigned,
+)
 from mvps.trust.evidence_log import (
-    NEW_LOG,
     SEGMENT_BYTES,
     EvidenceError,
     EvidenceLog,
@@ -55,46 +68,6 @@ from mvps.trust.reasons import RejectReason
 from mvps.trust.replay import LaneKey, Recorded
 from mvps.trust.seal import Sealed
 
-_SCHEMA_VERSION: Final = 4
-_SCHEMA: Final = """
-CREATE TABLE vantages (
-    number INTEGER PRIMARY KEY, vantage TEXT NOT NULL UNIQUE, first_seen_ns INTEGER NOT NULL,
-    kept_run INTEGER, kept BLOB  -- leaf of the latest snapshot and its run, once the segment it was in is gone
-);
-CREATE TABLE lanes (             -- counters as _ordered() keeps them
-    vantage INTEGER NOT NULL, epoch INTEGER NOT NULL, lane INTEGER NOT NULL, counter INTEGER NOT NULL,
-    accepted INTEGER NOT NULL,
-    latest INTEGER,              -- newest run with an accepted snapshot
-    PRIMARY KEY (vantage, epoch, lane)
-) WITHOUT ROWID;
-CREATE TABLE runs (
-    id INTEGER PRIMARY KEY,      -- rises in the order of commits, and so with time and leaf
-    vantage INTEGER NOT NULL, epoch INTEGER NOT NULL, lane INTEGER NOT NULL,
-    last INTEGER NOT NULL,       -- highest counter in it
-    received_ns INTEGER NOT NULL,
-    leaf INTEGER, offset INTEGER,  -- place of the first accepted snapshot in the evidence log
-    accepted INTEGER NOT NULL,   -- snapshots
-    sealed_ns INTEGER NOT NULL,  -- latest sealing time of an accepted one; 0 if there is none
-    entries BLOB NOT NULL
-);
-CREATE UNIQUE INDEX runs_by_counter ON runs (vantage, epoch, lane, last);
-CREATE TABLE mismatches (        -- accepted snapshots whose recomputed decision differs
-    vantage INTEGER NOT NULL, epoch INTEGER NOT NULL, lane INTEGER NOT NULL, counter INTEGER NOT NULL,
-    seen_ns INTEGER NOT NULL, PRIMARY KEY (vantage, epoch, lane, counter)
-) WITHOUT ROWID;
-CREATE TABLE baselines (
-    vantage TEXT NOT NULL, id TEXT NOT NULL, seen_ns INTEGER NOT NULL, json BLOB NOT NULL,
-    PRIMARY KEY (vantage, id)
-) WITHOUT ROWID;
-CREATE TABLE log (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    size INTEGER NOT NULL, root BLOB NOT NULL, segment INTEGER NOT NULL, end INTEGER NOT NULL
-);
-CREATE TABLE kept (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    backfill_from_ns INTEGER NOT NULL  -- every accepted snapshot that is forgotten was sealed before this
-);
-"""
 _PRUNE_EVERY_S: Final = 30.0
 _PRUNE_ROWS: Final = 1000  # at a time, and twice what the last commit brought if that is more
 # A full store lets 1/16 of it free: room for a group of commits, so that making room delays none. A segment is at most
@@ -104,11 +77,6 @@ _GROUP: Final = 4096  # submissions in one transaction
 # A commit costs the same for one snapshot as for fifty: while many come one by one, the writer begins one so often.
 _GATHER_S: Final = 0.010
 _MANY: Final = 16  # submissions in the last commit
-_U63: Final = 1 << 63
-
-
-class StoreError(Exception):
-    """The store cannot be opened, or did not commit. The message says what to do."""
 
 
 class Row(NamedTuple):
@@ -184,58 +152,6 @@ class _Submission:
     error: StoreError | None = None
 
 
-class Entry(NamedTuple):
-    """A snapshot in a run, as native/gate.c writes it; the digests of rejected ones follow after all entries.
-
-    place: of an accepted one. digest: of a rejected one.
-    """
-
-    counter: int
-    tick: int
-    reason: RejectReason | None
-    place: Place | None
-    digest: bytes
-
-
-_ENTRY: Final = struct.Struct("<QQIB3x")  # counter, tick, bytes of the leaf (0: rejected), reason
-_DIGEST_BYTES: Final = 32
-
-
-def entries_of(packed: bytes, leaf: int | None, offset: int | None) -> list[Entry]:
-    """The entries of a run. leaf, offset: place of its first leaf; None where there is none or it does not matter."""
-    found: list[Entry] = []
-    # What is left after all entries are the digests of the rejected ones among them.
-    digests = at = 0
-    while at + _ENTRY.size + digests * _DIGEST_BYTES <= len(packed):
-        counter, tick, size, reason = _ENTRY.unpack_from(packed, at)
-        place = None
-        if size and leaf is not None and offset is not None:
-            place = Place(leaf, offset, size)
-            leaf, offset = leaf + 1, offset + size
-        digests += size == 0
-        found.append(Entry(counter, tick, RejectReason(reason) if reason else None, place, b""))
-        at += _ENTRY.size
-    for number, entry in enumerate(found):
-        if entry.place is None:
-            found[number] = entry._replace(digest=packed[at : at + _DIGEST_BYTES])
-            at += _DIGEST_BYTES
-    return found
-
-
-def _ordered(counter: int) -> int:
-    """A u64 as SQLite keeps a counter: its order stays the same."""
-    return counter - _U63
-
-
-def _signed(value: int) -> int:
-    """A u64 as SQLite keeps it where order does not matter: two's complement, so that small ones look as they are."""
-    return value - (1 << 64) if value >= _U63 else value
-
-
-def _unsigned(value: int) -> int:
-    return value + (1 << 64) if value < 0 else value
-
-
 class Store:
     """The database of one broker. Locked against a second broker from construction to :meth:`close`.
 
@@ -265,9 +181,9 @@ class Store:
         self._retention_ns = int(retention_s * 1e9)
         self._on_commit = on_commit
         self._on_failure = on_failure
-        self._lock = _claim(path)
+        self._lock = claim_database(path)
         try:
-            self._db = _open(path, max_bytes, busy_timeout_s)
+            self._db = open_database(path, max_bytes, busy_timeout_s)
             try:
                 self._next_id = 1 + int(self._db.execute("SELECT coalesce(max(id), 0) FROM runs").fetchone()[0])
                 self._page_bytes = int(self._db.execute("PRAGMA page_size").fetchone()[0])
@@ -402,7 +318,7 @@ class Store:
                     submission.answers = [self._lookup(*key) for key in submission.lookups]
         except Exception as error:  # whatever it was, the writer lives on and the senders are told
             self.fence += 1
-            self.error = _advice(error, self._path)
+            self.error = advice(error, self._path)
             for submission in group:
                 submission.error = StoreError(self.error)
             return
@@ -437,8 +353,8 @@ class Store:
                 number = self._numbers.get(run.vantage_id) or added.get(run.vantage_id)
                 if number is None:
                     number = added[run.vantage_id] = self._add_vantage(run.vantage_id, parcel.received_ns)
-                key = (number, _signed(run.epoch_id), run.lane)
-                last = _ordered(run.last)
+                key = (number, signed(run.epoch_id), run.lane)
+                last = ordered(run.last)
                 place = (leaf + run.leaf, offset + run.offset) if run.accepted else (None, None)
                 runs.append(
                     (identity, *key, last, parcel.received_ns, *place, run.accepted, run.sealed_ns, run.entries)
@@ -469,7 +385,7 @@ class Store:
         for vantage_id, epoch_id, lane, counter in mismatches:
             number = self._numbers.get(vantage_id)
             if number is not None:
-                row = (number, _signed(epoch_id), lane, _ordered(counter), time.time_ns())
+                row = (number, signed(epoch_id), lane, ordered(counter), time.time_ns())
                 self._db.execute("INSERT OR REPLACE INTO mismatches VALUES (?,?,?,?,?)", row)
 
     def _keep_baselines(self, baselines: Sequence[Kept]) -> None:
@@ -541,7 +457,7 @@ class Store:
             self._step(0)
             self.bytes = self._room().bytes
         except (sqlite3.Error, OSError, EvidenceError) as error:
-            self.error = _advice(error, self._path)
+            self.error = advice(error, self._path)
             self._pruned = now
 
     def _make_room(self, leaves: int) -> None:
@@ -632,13 +548,13 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             silent = self._db.execute(
-                f"SELECT v.number, {_RUN} FROM ({_LATEST}) l JOIN vantages v ON v.number = l.vantage"
+                f"SELECT v.number, {RUN_COLUMNS} FROM ({LATEST_RUNS}) l JOIN vantages v ON v.number = l.vantage"
                 " JOIN runs r ON r.id = l.latest WHERE r.leaf < ? AND v.kept_run IS NOT r.id",
                 (first,),
             ).fetchall()
             for number, *columns in silent:
-                run = _Run(*columns)
-                sealed = self._undamaged(_newest(run).place)
+                run = StoredRun(*columns)
+                sealed = self._undamaged(newest_entry(run).place)
                 if sealed is not None:
                     self._db.execute(
                         "UPDATE vantages SET kept_run = ?, kept = ? WHERE number = ?",
@@ -666,36 +582,38 @@ class Store:
             rows = db.execute(
                 "SELECT v.vantage, epoch, lane, counter FROM lanes JOIN vantages v ON v.number = lanes.vantage"
             ).fetchall()
-        return {(vantage, _unsigned(epoch), lane): counter + _U63 for vantage, epoch, lane, counter in rows}
+        return {(vantage, unsigned(epoch), lane): unordered(counter) for vantage, epoch, lane, counter in rows}
 
     def vantages(self) -> list[VantageRow]:
         """Every vantage with its latest accepted snapshot."""
         with self._reading() as db:
             found = db.execute(
-                f"SELECT v.vantage, v.first_seen_ns, l.accepted, {_RUN} FROM ({_LATEST}) l"
+                f"SELECT v.vantage, v.first_seen_ns, l.accepted, {RUN_COLUMNS} FROM ({LATEST_RUNS}) l"
                 " JOIN vantages v ON v.number = l.vantage JOIN runs r ON r.id = l.latest"
             ).fetchall()
             totals = {vantage: (first_seen_ns, accepted) for vantage, first_seen_ns, accepted, *_ in found}
-            newest = [(vantage, run, _newest(run)) for vantage, run in ((row[0], _Run(*row[3:])) for row in found)]
+            newest = [
+                (vantage, run, newest_entry(run)) for vantage, run in ((row[0], StoredRun(*row[3:])) for row in found)
+            ]
             rows = self._rows(db, newest)
         return [VantageRow(row.vantage_id, *totals[row.vantage_id], latest=row) for row in rows]
 
     def history(self, vantage_id: str, since_ns: int, limit: int) -> list[Row]:
         """Rows of one vantage, accepted and rejected, newest first."""
-        since_ns = min(since_ns, _U63 - 1)
+        since_ns = min(since_ns, (1 << 63) - 1)
         with self._reading() as db:
             number = _number_of(db, vantage_id)
             lanes = db.execute("SELECT epoch, lane FROM lanes WHERE vantage = ?", (number,)).fetchall()
-            runs: list[_Run] = []
+            runs: list[StoredRun] = []
             for epoch, lane in lanes:
                 # Time rises with the counter within a lane.
                 newest_first = db.execute(
-                    f"SELECT {_RUN} FROM runs r WHERE vantage = ? AND epoch = ? AND lane = ? ORDER BY last DESC",
+                    f"SELECT {RUN_COLUMNS} FROM runs r WHERE vantage = ? AND epoch = ? AND lane = ? ORDER BY last DESC",
                     (number, epoch, lane),
                 )
                 entries = 0
                 for row in newest_first:
-                    run = _Run(*row)
+                    run = StoredRun(*row)
                     if run.received_ns < since_ns or entries >= limit:
                         break
                     entries += len(entries_of(run.entries, None, None))
@@ -722,21 +640,21 @@ class Store:
 
     def _run_of(
         self, db: sqlite3.Connection, number: int | None, epoch_id: int, lane: int, counter: int
-    ) -> tuple[_Run, Entry] | None:
+    ) -> tuple[StoredRun, Entry] | None:
         found = db.execute(
-            f"SELECT {_RUN} FROM runs r WHERE vantage = ? AND epoch = ? AND lane = ? AND last >= ?"
+            f"SELECT {RUN_COLUMNS} FROM runs r WHERE vantage = ? AND epoch = ? AND lane = ? AND last >= ?"
             " ORDER BY last LIMIT 1",
-            (number, _signed(epoch_id), lane, _ordered(counter)),
+            (number, signed(epoch_id), lane, ordered(counter)),
         ).fetchone()
         if found is None:
             return None
-        run = _Run(*found)
+        run = StoredRun(*found)
         for entry in entries_of(run.entries, run.leaf, run.offset):
             if entry.counter == counter:
                 return run, entry
         return None
 
-    def _rows(self, db: sqlite3.Connection, found: Sequence[tuple[str, _Run, Entry]]) -> list[Row]:
+    def _rows(self, db: sqlite3.Connection, found: Sequence[tuple[str, StoredRun, Entry]]) -> list[Row]:
         """Rows with their snapshots; those that were pruned meanwhile are left out."""
         kept: dict[str, tuple[int, bytes]] = {}
         places: list[Place] = []
@@ -745,7 +663,7 @@ class Store:
                 kept[vantage_id] = db.execute(
                     "SELECT coalesce(kept_run, -1), kept FROM vantages WHERE vantage = ?", (vantage_id,)
                 ).fetchone()
-            if entry.place is not None and not (kept[vantage_id][0] == run.id and entry == _newest(run)):
+            if entry.place is not None and not (kept[vantage_id][0] == run.id and entry == newest_entry(run)):
                 places.append(entry.place)
         try:
             read = dict(zip(places, self.evidence.read(places), strict=True))
@@ -758,14 +676,14 @@ class Store:
                 sealed = read[entry.place] if entry.place in read else sealed_of(kept[vantage_id][1])
             if sealed is None:
                 continue
-            name = (run.vantage, run.epoch, run.lane, _ordered(entry.counter))
+            name = (run.vantage, run.epoch, run.lane, ordered(entry.counter))
             mismatch = db.execute(
                 "SELECT 1 FROM mismatches WHERE vantage = ? AND epoch = ? AND lane = ? AND counter = ?", name
             ).fetchone()
             rows.append(
                 Row(
                     vantage_id,
-                    _unsigned(run.epoch),
+                    unsigned(run.epoch),
                     run.lane,
                     entry.counter,
                     entry.tick,
@@ -785,11 +703,11 @@ class Store:
         try:
             db = sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro", uri=True)
         except sqlite3.Error as error:
-            raise StoreError(_advice(error, self._path)) from None
+            raise StoreError(advice(error, self._path)) from None
         try:
             yield db
         except sqlite3.Error as error:
-            raise StoreError(_advice(error, self._path)) from None
+            raise StoreError(advice(error, self._path)) from None
         finally:
             db.close()
 
@@ -797,98 +715,6 @@ class Store:
 _NOT_KEPT: Final = Sealed(b"", b"", b"")
 
 
-class _Run(NamedTuple):
-    """A row of ``runs``: the columns of ``_RUN``."""
-
-    id: int
-    vantage: int
-    epoch: int
-    lane: int
-    received_ns: int
-    leaf: int | None
-    offset: int | None
-    entries: bytes
-
-
-_RUN: Final = "r.id, r.vantage, r.epoch, r.lane, r.received_ns, r.leaf, r.offset, r.entries"
-# For each vantage its newest run with an accepted snapshot, which is never pruned.
-_LATEST: Final = "SELECT vantage, sum(accepted) AS accepted, max(latest) AS latest FROM lanes GROUP BY vantage"
-
-
-def _newest(run: _Run) -> Entry:
-    """The last accepted entry of a run that has one."""
-    return [entry for entry in entries_of(run.entries, run.leaf, run.offset) if entry.place is not None][-1]
-
-
 def _number_of(db: sqlite3.Connection, vantage_id: str) -> int | None:
     found = db.execute("SELECT number FROM vantages WHERE vantage = ?", (vantage_id,)).fetchone()
     return int(found[0]) if found else None
-
-
-def _claim(path: Path) -> int:
-    """Lock against a second broker: two owners of one replay state would accept a counter twice."""
-    try:
-        return claim(path)
-    except BlockingIOError:
-        raise StoreError(f"another broker uses {path}: stop it, or give this one its own database") from None
-    except OSError as error:
-        raise StoreError(f"cannot open {path}.lock: {error.strerror}; does {path.parent} exist?") from None
-
-
-def _open(path: Path, max_bytes: int, busy_timeout_s: float) -> sqlite3.Connection:
-    try:
-        # Snapshots are for the broker's user only; SQLite gives -wal and -shm the mode of the database.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        # The connection is used by the writer thread only, once it runs.
-        db = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False)
-    except (OSError, sqlite3.Error) as error:
-        raise StoreError(f"cannot open {path}: {error}") from None
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")  # a commit survives power loss: acknowledgements follow it
-        page = int(db.execute("PRAGMA page_size").fetchone()[0])
-        db.execute(f"PRAGMA max_page_count = {max(max_bytes // page, 1)}")
-        version = int(db.execute("PRAGMA user_version").fetchone()[0])
-        if version == 0:
-            size, root, segment, end = NEW_LOG
-            db.executescript(
-                f"BEGIN; {_SCHEMA} INSERT INTO log VALUES (1, {size}, x'{root.hex()}', {segment}, {end});"
-                " INSERT INTO kept VALUES (1, 0);"
-                f" PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
-            )
-        elif version < _SCHEMA_VERSION:
-            raise StoreError(
-                f"{path} has schema {version}, which no released broker wrote and this one does not read: move the "
-                "file away and start again"
-            )
-        elif version != _SCHEMA_VERSION:
-            raise StoreError(
-                f"{path} has schema {version}, this broker knows {_SCHEMA_VERSION}: install the broker "
-                "that wrote it, or move the file away"
-            )
-    except sqlite3.Error as error:
-        db.close()
-        raise StoreError(_advice(error, path)) from None
-    except StoreError:
-        db.close()
-        raise
-    return db
-
-
-def _advice(error: Exception, path: Path) -> str:
-    if isinstance(error, (StoreError, EvidenceError)):
-        return str(error)
-    name = getattr(error, "sqlite_errorname", "") or ""
-    if name.startswith("SQLITE_FULL"):
-        return (
-            f"{path} cannot grow: free space on its disk, raise database_max_mib or lower retention_s; "
-            "agents keep their snapshots meanwhile"
-        )
-    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return f"{path} is locked by another program: end it; agents keep their snapshots meanwhile"
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return (
-            f"{path} is damaged ({error}): put it back from a backup, or move it and {path.name}.evidence away "
-            "together and restart the broker; that starts a new history"
-        )
-    return f"{path}: {error} ({name or type(error).__name__})"

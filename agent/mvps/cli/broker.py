@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from mvps.broker.epoch_watch import NoEpochError
         from mvps.broker.server import BrokerError
-        from mvps.broker.store import StoreError
+        from mvps.broker.tables import StoreError
     except ModuleNotFoundError as error:
         raise exits.Failure(
             exits.NOT_PERMITTED, f"{error.name} is missing, which a broker needs: pip install 'mvps[broker]'"
