@@ -3,6 +3,7 @@
 // libFuzzer target: envelope, header and body readers over any bytes, with address and undefined-behaviour sanitizers;
 // native/fuzz.sh runs it. What is right is tested in tests/trust/test_gate.py; this looks for reads and arithmetic that
 // are not.
+#include <math.h>
 #include <stdlib.h>
 
 #include "envelope.h"
@@ -22,6 +23,14 @@ static int is_printable_stub(void *context, struct span text)
 static int inside(struct span outer, struct span inner)
 {
     return !inner.size || (inner.at >= outer.at && inner.at + inner.size <= outer.at + outer.size);
+}
+
+static bool check_own_distance(void *context, struct span vantage, double distance)
+{
+    const struct span *body = context;
+    if (!inside(*body, vantage) || !isfinite(distance))
+        abort();
+    return true;
 }
 
 static void read_message(struct span message)
@@ -54,6 +63,8 @@ static void read_body(struct span body)
         check_snapshot(body, &claims, is_printable_stub, NULL, &again, &figures))
         abort();
     if (!first.reason && (figures.surface_count > MAX_SURFACES || !inside(body, figures.lead)))
+        abort();
+    if (!first.reason && !each_own_distance(body, check_own_distance, &body))
         abort();
     for (uint32_t i = 0; !first.reason && i < figures.surface_count; i++)
         if (!inside(body, figures.surfaces[i].name) || !inside(body, figures.surfaces[i].farthest))

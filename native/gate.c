@@ -1054,6 +1054,26 @@ static PyObject *batch_figures(PyObject *self, PyObject *index)
     return row(state->figures_type, sizeof fields / sizeof *fields, fields);
 }
 
+static bool append_own_distance(void *context, struct span vantage, double distance)
+{
+    PyObject *name = text_or_empty(vantage);
+    PyObject *pair = name ? Py_BuildValue("(Nd)", name, distance) : NULL;
+    int failed = !pair || PyList_Append(context, pair);
+    Py_XDECREF(pair);
+    return !failed;
+}
+
+static PyObject *batch_own_distances(PyObject *self, PyObject *index)
+{
+    struct item *item = item_at(self, index);
+    if (!item)
+        return NULL;
+    PyObject *found = PyList_New(0);
+    if (found && is_accepted(item) && !each_own_distance(item->sealed.body, append_own_distance, found))
+        Py_CLEAR(found);
+    return found;
+}
+
 static PyObject *batch_settle(PyObject *self, PyObject *const *arguments, Py_ssize_t count)
 {
     if (count != 2) {
@@ -1467,6 +1487,7 @@ static PyMethodDef batch_methods[] = {
     {"reason", batch_reason, METH_O, NULL},
     {"duplicate", batch_duplicate, METH_O, NULL},
     {"figures", batch_figures, METH_O, NULL},
+    {"own_distances", batch_own_distances, METH_O, NULL},
     {"settle", (PyCFunction)(void (*)(void))batch_settle, METH_FASTCALL, NULL},
     {"runs", batch_runs, METH_NOARGS, NULL},
     {"leaves", batch_leaves, METH_NOARGS, NULL},

@@ -740,3 +740,45 @@ int check_snapshot(struct span body, const struct claims *claims, is_printable *
     *out = (struct refusal){REASONS[check.fault], check.detail};
     return 0;
 }
+
+// An accepted body is read again: every text in it was looked at.
+static int is_printable_again(void *context, struct span text)
+{
+    (void)context;
+    (void)text;
+    return 1;
+}
+
+static bool own_distance_of(struct check *check, struct span data, own_distance *found, void *context)
+{
+    struct span vantage = {NULL, 0};
+    double distance = 0.0;
+    bool said = false;
+    struct reader in = message(data, &OBSERVATION_SUMMARY);
+    struct field field;
+    while (next(check, &in, &field)) {
+        if (field.number == OBSERVATION_SUMMARY_VANTAGE)
+            vantage = field.data;
+        if (field.number == OBSERVATION_SUMMARY_OWN_DISTANCE) {
+            distance = real(&field);
+            said = true;
+        }
+    }
+    return !said || found(context, vantage, distance);
+}
+
+bool each_own_distance(struct span body, own_distance *found, void *context)
+{
+    struct check check = {is_printable_again, NULL, false, NO_FAULT, ""};
+    struct reader in = message(body, &SNAPSHOT);
+    struct field field, inner;
+    while (next(&check, &in, &field)) {
+        if (field.number != SNAPSHOT_SURFACES)
+            continue;
+        struct reader surface = message(field.data, &SURFACE);
+        while (next(&check, &surface, &inner))
+            if (inner.number == SURFACE_OBSERVATIONS && !own_distance_of(&check, inner.data, found, context))
+                return false;
+    }
+    return true;
+}

@@ -16,6 +16,8 @@
 #ifndef MVPS_SNAPSHOT_H
 #define MVPS_SNAPSHOT_H
 
+#include <stdbool.h>
+
 #include "header.h"
 
 #define SCHEMA_VERSION 1
@@ -50,5 +52,11 @@ typedef int is_printable(void *context, struct span text);
 // Returns 0, or -1 where `printable` did; `out` has reason 0 for a body that is accepted. Only then `figures` count.
 int check_snapshot(struct span body, const struct claims *claims, is_printable *printable, void *context,
                    struct refusal *out, struct figures *figures);
+
+// One observation of an accepted body that says how far its vantage is from its own baseline. False to stop.
+typedef bool own_distance(void *context, struct span vantage, double distance);
+
+// Calls `found` for each of them in their order; only for a body that check_snapshot has accepted. False when stopped.
+bool each_own_distance(struct span body, own_distance *found, void *context);
 
 #endif

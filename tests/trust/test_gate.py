@@ -1644,6 +1644,28 @@ def test_figures_are_what_the_body_says() -> None:
     assert batch.body(0) == snapshot.SerializeToString()
 
 
+def test_own_distances_are_what_the_body_says() -> None:
+    snapshot = sample()
+    more = snapshot.surfaces.add(name="dataplane", vector=pb.CoherenceVector(s=2.5))
+    more.observations.add(vantage="path", own_distance=-0.25)
+    more.observations.add(vantage="blind")
+    more.observations.add(vantage="größer", own_distance=0.0)
+    said = [
+        (seen.vantage, seen.own_distance)
+        for surface in snapshot.surfaces
+        for seen in surface.observations
+        if seen.HasField("own_distance")
+    ]
+    assert ("größer", 0.0) in said
+    batch = counting().judge(
+        envelope(sealed(body=snapshot.SerializeToString()), sealed(body=b"\xff", counter=U64)), b"", NOW
+    )
+    assert batch.own_distances(0) == said
+    assert batch.own_distances(1) == []
+    with pytest.raises(IndexError):
+        batch.own_distances(2)
+
+
 def test_ticks_that_are_missing_inside_a_batch_are_counted() -> None:
     items = []
     for counter, tick in enumerate((TICK - 9, TICK - 8, TICK - 5, TICK - 6, TICK)):

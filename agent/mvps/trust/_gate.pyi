@@ -130,6 +130,11 @@ class Batch:
     def duplicate(self, index: int, /) -> bool: ...
     def figures(self, index: int, /) -> Figures | None:
         """None unless it is accepted."""
+    def own_distances(self, index: int, /) -> list[tuple[str, float]]:
+        """(vantage, standardised distance to its own baseline) of every observation of an accepted item that has one.
+
+        Of all its surfaces, in their order; a vantage name may come twice. Empty unless it is accepted.
+        """
     def settle(self, index: int, reason: RejectReason | None, /) -> None:
         """A repeat is a duplicate (None) or refused. ValueError for what is no repeat."""
     def runs(self) -> list[Run]:
