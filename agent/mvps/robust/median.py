@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mvps.coherence.axes import TINY, jsd, jsd_bias
+from mvps.coherence.axes import TINY, entropy, jsd_bias
 from mvps.coherence.observation import FloatArray
 
 MAX_ITERATIONS = 1000
@@ -80,6 +80,7 @@ def geometric_median(
             weights = (np.arange(number) == sums.argmin()).astype(np.float64)
     else:
         tried = set()
+    patience = _SLOW if start is None else 0
     q = weights @ x
     gap, iteration = math.inf, 0
     for iteration in range(max_iterations + 1):
@@ -104,7 +105,7 @@ def geometric_median(
         gap = max(force - stay, 0.0) * far / float(distance.sum())
         if gap <= tolerance or iteration == max_iterations:
             break
-        if iteration >= _SLOW and not stay and x.shape[1] <= _NEWTON_DIMENSIONS:
+        if iteration >= patience and not stay and x.shape[1] <= _NEWTON_DIMENSIONS:
             pull = _after_newton(x, q, step, pull, gradient, float(distance.sum()))
             total = float(pull.sum())
         target = pull / total
@@ -163,9 +164,10 @@ def divergences(p: FloatArray, centre: FloatArray, events: FloatArray | None = N
 
     events: (N,) events behind each, with the pseudo-counts > 0 they were shrunk by, to take the count bias off.
     """
-    pairs = np.stack((p, np.broadcast_to(centre, p.shape)), axis=-2)
-    found = jsd(pairs)
+    mixture = 0.5 * (p + centre)
+    found = np.maximum(entropy(mixture) - 0.5 * (entropy(p) + entropy(centre)), 0.0)
     if events is not None:
+        pairs = np.stack((p, np.broadcast_to(centre, p.shape)), axis=-2)
         counts = np.stack((events, np.full_like(events, np.inf)), axis=-1)
         found = np.maximum(found - jsd_bias(pairs, counts, pseudo), 0.0)
     return found
