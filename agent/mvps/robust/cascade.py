@@ -48,8 +48,13 @@ def rate_matrix(
 
 def without(beta: csr_matrix, immune: BoolArray) -> csr_matrix:
     """Rates when the ``immune`` (n,) neither take nor pass on the announcement: ROV."""
-    takes = diags((~immune).astype(np.float64))
-    kept = csr_matrix(takes @ beta @ takes)
+    return within(beta, ~immune)
+
+
+def within(beta: csr_matrix, inside: BoolArray) -> csr_matrix:
+    """Rates of the sessions between ASes ``inside`` (n,); the others keep their place and have none."""
+    keep = diags(inside.astype(np.float64))
+    kept = csr_matrix(keep @ beta @ keep)
     kept.eliminate_zeros()
     return kept
 
