@@ -9,10 +9,10 @@ The seed's form is kept for comparison. Its divergence equals JSD({p_v}) + KL(me
 plain C_2, and it is infinite when gm lacks a label that one vantage has: moving the centre alone makes nothing robust.
 Leaving out the f worst does.
 
-Weiszfeld's iteration with the step of Vardi & Zhang (2000) where it meets a data point, and with Newton's step before
-it where it is slow (points that lie nearly on a line). It stops on a certificate: for the gradient g at q and the
-largest distance r, convexity gives f(q) - min f <= |g| r. When fewer than half of the points
-are arbitrary and the others lie within r of any z, then |gm - z| <= (1 - f/N) / sqrt(1 - 2f/N) * r (Minsker 2015).
+Weiszfeld's iteration, with the step of Vardi & Zhang (2000) where it meets a data point, and from where Newton's step
+leads if that lies lower. It stops on a certificate: for the gradient g at q and the largest distance r, convexity gives
+f(q) - min f <= |g| r. When fewer than half of the points are arbitrary and the others lie within r of any z, then
+|gm - z| <= (1 - f/N) / sqrt(1 - 2f/N) * r (Minsker 2015).
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ MAX_ITERATIONS = 1000
 # Distances below this share of the largest one are rounding: the iterate stands on the data point.
 _COINCIDES = 1e-14
 _EQUALITY = 1e-12
-# Weiszfeld alone takes 5 to 35 iterations on distributions, and thousands on nearly collinear points.
-_SLOW = 6
+# Steps from a cold start before Newton is asked. Weiszfeld alone takes 5 to 35 steps on distributions to a gap of 1e-9,
+# and thousands on nearly collinear points.
+_PATIENCE = 1
 _NEWTON_DIMENSIONS = 64
 _ALL_AT_ONCE = 1 << 16  # differences of all pairs of points held at once
 
@@ -80,7 +81,7 @@ def geometric_median(
             weights = (np.arange(number) == sums.argmin()).astype(np.float64)
     else:
         tried = set()
-    patience = _SLOW if start is None else 0
+    patience = _PATIENCE if start is None else 0
     q = weights @ x
     gap, iteration = math.inf, 0
     for iteration in range(max_iterations + 1):
