@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
+from mvps.coherence.axes import c2_plain, jsd
 from mvps.coherence.phase import Phase
 from mvps.robust.as_graph import synthetic_internet
 from mvps.robust.hijack import DOCUMENT, study_bundle, study_cascade
@@ -24,6 +26,13 @@ def test_point_masses_have_the_divergence_that_the_formula_gives(bundle):
     assert bundle.c2 == pytest.approx(1.0 - entropy / math.log2(5), abs=0.02)
     assert bundle.c2_two_labels == pytest.approx(1.0 - entropy)
     assert all(abs(float(DOCUMENT["c2"]) - value) > 0.1 for value in (bundle.c2, bundle.c2_two_labels))
+
+
+def test_one_liar_moves_the_mean_by_a_tenth_of_a_bit():
+    """001 sec. 10 says that JSD(M, M*) nears its maximum and C_2 falls to 0."""
+    honest, lied = np.array([1.0, 0.0, 0.0, 0.0, 0.0]), np.array([0.8, 0.2, 0.0, 0.0, 0.0])
+    assert float(jsd(np.stack((lied, honest)))) == pytest.approx(0.108, abs=1e-3)
+    assert c2_plain(np.vstack([honest] * 4 + [np.eye(5)[1]])) == pytest.approx(0.689, abs=1e-3)
 
 
 def test_the_robust_forms_see_the_honest_majority(bundle):
