@@ -17,12 +17,13 @@ MAY_IMPORT = {
     "interop": set(),
     "probes": set(),
     "provoke": set(),
+    "robust": {"coherence"},
     "trust": {"v1"},
     "vantages": {"coherence", "probes"},
     "stream": {"trust", "v1"},
     "witness": {"trust"},
     "limiter": {"probes", "trust"},
-    "broker": {"coherence", "limiter", "trust", "v1"},
+    "broker": {"coherence", "limiter", "robust", "trust", "v1"},
     "cost": {"limiter", "probes", "trust", "v1"},
     "daemon": {"coherence", "probes", "stream", "trust", "vantages", "v1"},
     "cli": {
@@ -34,6 +35,7 @@ MAY_IMPORT = {
         "limiter",
         "probes",
         "provoke",
+        "robust",
         "stream",
         "trust",
         "v1",
@@ -41,7 +43,7 @@ MAY_IMPORT = {
         "witness",
     },
 }
-PURE = {"coherence": {"numpy"}, "interop": {"scapy"}}
+PURE = {"coherence": {"numpy"}, "interop": {"scapy"}, "robust": {"numpy", "scipy", "sklearn"}}
 STANDARD_IO = {"asyncio", "io", "os", "pathlib", "random", "socket", "subprocess", "threading", "time"}
 
 
