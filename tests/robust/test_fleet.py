@@ -127,6 +127,21 @@ def test_whatever_f_liars_say_a_quiet_fleet_raises_no_alarm(lie: float):
     assert np.mean([phase >= Phase.ALARM for phase in phases]) <= 0.03
 
 
+def test_against_its_own_law_on_honest_ticks_the_minimax_would_cry_wolf():
+    """Liars take all removals, and what is left of the honest is larger than when their own largest are gone."""
+    rng = np.random.default_rng(14)
+    naive = fit_baseline(np.stack([statistics(quiet(rng, 15, 1), 7) for _ in range(300)]), 7)
+    sound = calibrate(rng, 15, 1, 7)
+    alarms = {naive: 0, sound: 0}
+    for _ in range(100):
+        z = quiet(rng, 15, 1)
+        z[:7] = 50.0
+        for baseline in alarms:
+            alarms[baseline] += decide(z, nobody(15), baseline)[0].phase >= Phase.ALARM
+    assert alarms[naive] > 50
+    assert alarms[sound] <= 3
+
+
 def test_f_liars_cannot_hide_a_fault_of_the_others():
     """They say that all is better than ever; the (f + 1)-th largest does not listen."""
     rng = np.random.default_rng(7)
@@ -134,6 +149,29 @@ def test_f_liars_cannot_hide_a_fault_of_the_others():
     z = quiet(rng, 15, 1) + 8.0
     z[:4] = -1e9
     assert decide(z, nobody(15), baseline)[0].phase is Phase.CRITICAL
+
+
+def test_a_host_far_out_beside_more_faults_than_f_is_not_the_source():
+    """It accounts for most of the distance, and what is left is an alarm of its own."""
+    rng = np.random.default_rng(15)
+    baseline = calibrate(rng, 100, 1, 1)
+    z = quiet(rng, 100, 1)
+    z[:3, 0] = [900.0, 12.0, 12.0]
+    decision = decide(z, nobody(100), baseline)[0]
+    assert decision.delta > decision.theta * decision.d2
+    assert decision.phase >= Phase.ALARM
+    assert decision.suspects == ()
+
+
+def test_two_statistics_share_the_level():
+    rng = np.random.default_rng(16)
+    baseline = calibrate(rng, 20, 1, 2)
+    found = statistics(quiet(rng, 20, 1), 2)
+    for removal, log_p in enumerate(baseline.log_p(found)[0]):
+        rarer = min(
+            tail.log_survival(float(x)) for tail, x in zip(baseline.tails[0][removal], found[0, removal], strict=True)
+        )
+        assert log_p == pytest.approx(min(rarer + math.log(2.0), 0.0))
 
 
 def test_without_a_quorum_there_is_no_decision():
@@ -184,7 +222,13 @@ def test_thetas_table_is_what_the_simulation_gives():
         assert fleet.theta_of(number, f) == pytest.approx(fleet.simulate_theta(number, f, 4000), abs=0.03)
 
 
-def test_theta_errs_high_and_the_sources_suits_one_liar_of_about_twenty():
+@pytest.mark.parametrize(("number", "f"), [(20, 1), (28, 3), (100, 5), (100, 20)])
+def test_between_the_tables_rows_theta_errs_high(number: int, f: int):
+    exact = fleet.simulate_theta(number, f, 1500)
+    assert exact - 0.02 <= fleet.theta_of(number, f) <= exact + 0.25
+
+
+def test_theta_grows_with_f_and_the_sources_suits_one_liar_of_about_twenty():
     assert fleet.theta_of(16, 1) > fleet.SEED_THETA > fleet.theta_of(32, 1)
     for number in range(3, 300):
         values = [fleet.theta_of(number, f) for f in range(1, (number - 1) // 2 + 1)]

@@ -125,12 +125,22 @@ def test_many_points_are_asked_one_by_one():
     assert found.weights @ p == pytest.approx(found.point)
 
 
-def test_nearly_collinear_points_are_no_slower():
-    rng = np.random.default_rng(10)
-    points = np.outer(rng.normal(size=40), [1.0, 2.0, -1.0]) + 1e-5 * rng.normal(size=(40, 3))
+@pytest.mark.parametrize("seed", range(6))
+def test_nearly_collinear_points_are_no_slower(seed: int):
+    """Weiszfeld alone is still at a gap of 1e-6 or more after a thousand steps on the first of these."""
+    rng = np.random.default_rng(seed)
+    points = np.outer(rng.normal(size=6), [1.0, 2.0, -1.0]) + 3e-3 * rng.normal(size=(6, 3))
     found = geometric_median(points)
     assert found.gap <= 1e-9
-    assert found.iterations < 100
+    assert found.iterations < 40
+
+
+def test_the_step_away_from_a_data_point_goes_down():
+    """The vertex of an angle just below 120 degrees, a little off it: a plain step would jump over the median."""
+    angle = math.radians(118.0)
+    triangle = np.array([[0.0, 0.0], [1.0, 0.0], [math.cos(angle), math.sin(angle)]])
+    one_step = geometric_median(triangle, start=np.array([1.0, 0.0, 0.0]), max_iterations=1)
+    assert objective(triangle, one_step.point) < objective(triangle, triangle[0])
 
 
 def test_it_leaves_a_data_point_that_is_not_optimal():

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks on a fleet whose honest hosts show recorded real ticks: who is named, how soon, and who is wrongly accused.
+
+The recording is of one host, so the fleet is made of its time: stretches of five quiet ticks, and in every tick all
+hosts show different ones. The first half of the recording calibrates, the second is judged. Hosts are therefore of one
+kind, share no load, and remember at most five ticks; a real fleet is less alike and less independent. Faults have ten
+stretches a dose, so that ill hosts share them. The vantage is the scheduler's, the faults are CPU faults.
+
+Three lies on quiet ticks: a *point* mass on a label that nobody shows; *collusion*, all liars a tenth of their mass
+there; *drift* there by half a percent a tick. Two while all honest hosts have a weak fault, which want the alarm late:
+*mimicry* of the BAU centroid and *replay* of old true ticks. And no lie at all: quiet hosts, one with a real full-dose
+fault, all with a weak one.
+
+Four ways to judge, each on three ticks in a row: C_2 about the mean, about the geometric median, C_2 with MCD location
+and scatter, each with the rule of 001 sec. 14 (one removal, theta 0.6), which accuses whom it names; and the fleet
+decision (removals of up to f, theta by N and f), which accuses only with evidence. Evidence against the honest is what
+was recorded: whether the scheduler's witness disagreed in that tick. That against liars is given, because the recording
+has no witness of a lie.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from bench import detect
+from bench.harness import ROOT, Result
+from mvps.coherence.axes import jsd
+from mvps.coherence.model import ModelSettings, SurfaceModel
+from mvps.coherence.phase import Phase
+from mvps.coherence.tail import Tail
+from mvps.robust import fleet
+from mvps.robust.median import c2_gm, divergences, geometric_median
+from mvps.robust.scatter import fit_scatter
+from mvps.vantages.registry import KERNEL
+
+SUMMARY = "lying vantages on recorded ticks: named, accused, delayed, by mean, median, MCD and fleet decision"
+RECORDING = ROOT / "bench/records/2026-11-20.jsonl.gz"
+KIND, FAULT = "sched", "cpu"
+STRETCH = 5
+IN_A_ROW = 3
+EPISODE = 40
+CALIBRATION = 300
+QUIET_LIES = ("point", "collusion", "drift")
+FAULT_LIES = ("mimicry", "replay")
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recording", type=Path, default=RECORDING)
+    parser.add_argument("--episodes", type=int, default=0, help="per case (default 5, with --full 20)")
+
+
+class Recorded(NamedTuple):
+    """Stretches (S, STRETCH, A + 1) that do not overlap: quiet ones of either half, of the full and the weak fault.
+
+    The last column is not a label but whether the witness disagreed.
+    """
+
+    calibration: np.ndarray
+    judged: np.ndarray
+    fault: np.ndarray
+    weak: np.ndarray
+
+
+def recorded(path: Path) -> Recorded:
+    """What the scheduler's vantage showed in a recording."""
+    model = SurfaceModel(KERNEL, detect.SURFACES[KERNEL], ModelSettings())
+    runs: dict[str, list[list[np.ndarray]]] = {"quiet": [[]], "1.0": [[]], "0.25": [[]]}
+    calm = 0
+    for what, since, entry in detect.course(path):
+        here = {name: entry.observations[name] for name in detect.SURFACES[KERNEL] if name in entry.observations}
+        p = model.step(entry.index, here).distributions.get(KIND)
+        calm = 0 if what else calm + 1
+        now = "quiet" if calm > detect.RECOVERY_TICKS else ""
+        if what.get("fault") == FAULT and since > 1:
+            now = str(what["dose"])
+        for name, parts in runs.items():
+            if name == now and p is not None:
+                parts[-1].append(np.append(p, here[KIND].violated > 0.0))
+            elif parts[-1]:
+                parts.append([])
+    quiet, fault, weak = (_stretches(parts) for parts in runs.values())
+    half = len(quiet) // 2
+    return Recorded(quiet[:half], quiet[half:], fault, weak)
+
+
+def _stretches(runs: list[list[np.ndarray]]) -> np.ndarray:
+    return np.array([run[at : at + STRETCH] for run in runs for at in range(0, len(run) - STRETCH + 1, STRETCH)])
+
+
+def hosts_ticks(rng: np.random.Generator, pool: np.ndarray, hosts: int, ticks: int) -> np.ndarray:
+    """(ticks, hosts, A + 1): stretches one after the other; no two hosts show the same one unless there are too few."""
+    rows = []
+    for _ in range(-(-ticks // STRETCH)):
+        chosen = rng.choice(len(pool), hosts, replace=hosts > len(pool))
+        rows.append(pool[chosen].transpose(1, 0, 2))
+    return np.concatenate(rows)[:ticks]
+
+
+class Said(NamedTuple):
+    """Verdict on one tick: whether the fleet is in ALARM, and which hosts are named and accused."""
+
+    alarm: bool
+    named: frozenset[int] = frozenset()
+    accused: frozenset[int] = frozenset()
+
+
+Judge = Callable[[np.ndarray, np.ndarray], Said]  # distributions (N, A), evidence (N,)
+
+
+def c2_of(p: np.ndarray, f: int, centre: str) -> tuple[float, np.ndarray]:
+    """C_2 and every host's divergence, about the mean or, without the f farthest, about the geometric median."""
+    away = divergences(p, geometric_median(p, tolerance=1e-6).point if centre == "median" else p.mean(axis=0))
+    return (c2_gm(away, f) if centre == "median" else 1.0 - float(jsd(p))), away
+
+
+def by_source(window: np.ndarray, f: int, centre: str, mcd: bool) -> Judge:
+    """001 sec. 14 on C_2: D^2 of all, D^2 without the most anomalous one, theta = 0.6; cut-offs from the window."""
+
+    def law(values: np.ndarray) -> tuple[float, float]:
+        if not mcd:
+            return float(values.mean()), float(values.var()) + 1e-12
+        fit = fit_scatter(values[:, None], np.array([1e-12]), small_sample=False)
+        return float(fit.location[0]), float(fit.covariance[0, 0])
+
+    f_left = min(f, (window.shape[1] - 2) // 2)
+    whole = np.array([c2_of(p, f, centre)[0] for p in window])
+    less = np.array([c2_of(p[1:], f_left, centre)[0] for p in window])
+    (mean, variance), (mean_less, variance_less) = law(whole), law(less)
+    limit = Tail.fit((whole - mean) ** 2 / variance, 0.1).score_at(float(np.log(0.01)))
+
+    def judge(p: np.ndarray, _: np.ndarray) -> Said:
+        value, away = c2_of(p, f, centre)
+        d2 = (value - mean) ** 2 / variance
+        if d2 < limit:
+            return Said(False)
+        worst = int(away.argmax())
+        rest = (c2_of(np.delete(p, worst, axis=0), f_left, centre)[0] - mean_less) ** 2 / variance_less
+        if not fleet.is_divergent(Phase.ALARM, d2, rest):
+            return Said(True)
+        return Said(True, frozenset([worst]), frozenset([worst]))
+
+    return judge
+
+
+def by_fleet(window: np.ndarray, f: int) -> Judge:
+    """The fleet decision on standardised own distances."""
+    law = window.mean(axis=(0, 1))
+    own = divergences(window.reshape(-1, window.shape[-1]), law)
+    mean, deviation = float(own.mean()), float(own.std())
+
+    def z_of(p: np.ndarray) -> np.ndarray:
+        return ((divergences(p, law) - mean) / deviation)[:, None]
+
+    learnt = [fleet.bau_statistics(z_of(p), f, turn) for turn, p in enumerate(window)]
+    baseline = fleet.fit_baseline(np.stack(learnt), f)
+
+    def judge(p: np.ndarray, evidence: np.ndarray) -> Said:
+        decision = fleet.decide(z_of(p), evidence, baseline)[0]
+        named = frozenset(one.host for one in decision.suspects)
+        accused = frozenset(one.host for one in decision.suspects if one.label is fleet.Label.SUSPECTED_BYZANTINE)
+        return Said(decision.phase >= Phase.ALARM, named, accused)
+
+    return judge
+
+
+def settled(judge: Judge, ticks: np.ndarray) -> Iterator[Said]:
+    """Verdicts that held in each of the last three of the ticks (T, N, A + 1)."""
+    recent: deque[Said] = deque(maxlen=IN_A_ROW)
+    for tick in ticks:
+        recent.append(judge(tick[:, :-1], tick[:, -1].astype(np.intp) * int(fleet.Evidence.WITNESS)))
+        if len(recent) < IN_A_ROW:
+            yield Said(False)
+            continue
+        named, accused = (frozenset.intersection(*(one[part] for one in recent)) for part in (1, 2))
+        yield Said(all(one.alarm for one in recent), named, accused)
+
+
+def lie(strategy: str, ticks: np.ndarray, f: int, law: np.ndarray, old: np.ndarray) -> np.ndarray:
+    """The ticks (T, N, A + 1) with the first f hosts lying, and their witnesses disagreeing."""
+    told = ticks.copy()
+    strange = np.eye(len(law))[-1]
+    for t in range(len(ticks)):
+        mass = {"point": 1.0, "collusion": 0.1, "drift": min(0.005 * t, 1.0)}.get(strategy, 0.0)
+        told[t, :f, :-1] = (1.0 - mass) * law + mass * strange
+    if strategy == "replay":
+        told[:, :f] = old[:, :f]
+    told[:, :f, -1] = 1.0
+    return told
+
+
+def _case(
+    judges: Mapping[str, Judge], made: Callable[[int], np.ndarray], f: int, episodes: int, fault: bool
+) -> dict[str, Any]:
+    """Rates over episodes, the first f hosts lying. fault: the others are ill, so an alarm is what should come."""
+    found: dict[str, Any] = {}
+    for name, judge in judges.items():
+        caught, delays, right, wrong, accused_wrongly = 0, [], 0, 0, 0
+        for episode in range(episodes):
+            said = list(settled(judge, made(episode)))
+            liars = frozenset(range(f))
+            at = next((t for t, one in enumerate(said) if (one.alarm if fault else one.named & liars)), None)
+            caught += at is not None
+            delays += [] if at is None else [at + 1]
+            named = frozenset().union(*(one.named for one in said))
+            right, wrong = right + len(named & liars), wrong + len(named - liars)
+            accused_wrongly += bool(frozenset().union(*(one.accused for one in said)) - liars)
+        found[name] = {
+            "caught": round(caught / episodes, 3),
+            "ticks": round(statistics.median(delays), 1) if delays else None,
+            "right_of_named": round(right / (right + wrong), 3) if right + wrong else None,
+            "honest_accused": round(accused_wrongly / episodes, 3),
+        }
+    return found
+
+
+def run(given: argparse.Namespace) -> Result:
+    episodes = given.episodes or (20 if given.full else 5)
+    with threadpool_limits(1):
+        return _study(recorded(given.recording), episodes)
+
+
+def _study(source: Recorded, episodes: int) -> Result:
+    stretches = {name: len(part) for name, part in source._asdict().items()}
+    disagreed = {name: int(part[..., -1].sum()) for name, part in source._asdict().items()}
+    print(f"stretches of {STRETCH} ticks: {stretches}; ticks in which the witness disagreed: {disagreed}")
+    table: dict[str, Any] = {}
+    for hosts in (5, 16, 100):
+        for f in sorted({1, hosts // 4, (hosts - 1) // 2}):
+            table[f"N={hosts} f={f}"] = cases = _cases(source, hosts, f, episodes)
+            _print(f"N={hosts} f={f}", cases)
+    accused = max(case["fleet"]["honest_accused"] for cases in table.values() for case in cases.values())
+    seeds = [cases["honest, one local fault"]["mean"]["honest_accused"] for cases in table.values()]
+    details = {
+        "conditions": f"{episodes} episodes of {EPISODE} ticks a case; stretches {stretches}",
+        "witness_disagreed": disagreed,
+        "point_mass_caught_at_least": min(cases["point"]["fleet"]["caught"] for cases in table.values()),
+        "source_accuses_an_honest_fault_at_least": min(seeds),
+        "table": table,
+    }
+    unit = "share of episodes in which the fleet decision accuses an honest host"
+    return Result(accused, unit, 0.0, accused == 0.0 and details["point_mass_caught_at_least"] >= 0.95, details)
+
+
+def _cases(source: Recorded, hosts: int, f: int, episodes: int) -> dict[str, Any]:
+    window = hosts_ticks(np.random.default_rng((hosts, f)), source.calibration, hosts, CALIBRATION)[..., :-1]
+    law = window.mean(axis=(0, 1))
+    judges = {
+        "mean": by_source(window, f, "mean", mcd=False),
+        "median": by_source(window, f, "median", mcd=False),
+        "mcd": by_source(window, f, "mean", mcd=True),
+        "fleet": by_fleet(window, f),
+    }
+
+    def of(pool: np.ndarray, seed: int) -> np.ndarray:
+        return hosts_ticks(np.random.default_rng((hosts, seed)), pool, hosts, EPISODE)
+
+    def one_ill(seed: int) -> np.ndarray:
+        ticks = of(source.judged, seed)
+        ticks[:, 0] = of(source.fault, seed)[:, 0]
+        return ticks
+
+    def told(strategy: str, seed: int) -> np.ndarray:
+        true = of(source.weak if strategy in FAULT_LIES else source.judged, seed)
+        return lie(strategy, true, f, law, of(source.judged, seed))
+
+    honest = {
+        "honest, quiet": _case(judges, partial(of, source.judged), 0, episodes, fault=False),
+        "honest, one local fault": _case(judges, one_ill, 0, episodes, fault=False),
+        "honest, all weakly ill": _case(judges, partial(of, source.weak), 0, episodes, fault=True),
+    }
+    lies = {
+        strategy: _case(judges, partial(told, strategy), f, episodes, fault=strategy in FAULT_LIES)
+        for strategy in QUIET_LIES + FAULT_LIES
+    }
+    return honest | lies
+
+
+def _print(title: str, cases: Mapping[str, Any]) -> None:
+    """Per judge: share of episodes caught / ticks to that / right among the named / episodes with an honest accused."""
+    print(f"\n{title:26}" + "".join(f"{name:>24}" for name in ("mean", "median", "mcd", "fleet")))
+    for case, found in cases.items():
+        cells = []
+        for one in found.values():
+            right = "-" if one["right_of_named"] is None else f"{one['right_of_named']:.2f}"
+            ticks = "-" if one["ticks"] is None else f"{one['ticks']:g}"
+            cells.append(f"{one['caught']:.2f}/{ticks:>4}/{right:>4}/{one['honest_accused']:.2f}")
+        print(f"{case:26}" + "".join(f"{cell:>24}" for cell in cells))
