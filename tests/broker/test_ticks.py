@@ -50,7 +50,7 @@ async def test_two_hosts_make_a_complete_bundle_and_one_host_one_with_a_name_mis
             ("host-2", Status.MISSING),
         ]
         assert partial.vantage_id == "host-2"
-        assert reports[0].figures == (pb.PHASE_BAU, "kernel", 1.5, 1.2, "")
+        assert reports[0].figures == (pb.PHASE_BAU, "kernel", 1.5, 1.2, "", ())
     finally:
         for client in clients:
             await asyncio.to_thread(client.stop)
@@ -122,8 +122,8 @@ def test_the_worst_surface_speaks_for_the_snapshot() -> None:
     paths = gate.SurfaceFigures("dataplane", pb.PHASE_ALARM, 0.5, 9.0, "path")
     calibrating = gate.SurfaceFigures("fleet", 0, 0.0, 12.0, "")
     said = gate.Figures(SECOND, 0, "path", (kernel, paths, calibrating))
-    assert figures_of(said) == (pb.PHASE_ALARM, "dataplane", 1.5, 12.0, "path")
-    assert figures_of(gate.Figures(SECOND, 0, "", (calibrating,))) == (pb.PHASE_CALIBRATING, "", 0.0, 12.0, "")
+    assert figures_of(said, [("mm", 1.2)]) == (pb.PHASE_ALARM, "dataplane", 1.5, 12.0, "path", (("mm", 1.2),))
+    assert figures_of(gate.Figures(SECOND, 0, "", (calibrating,))) == (pb.PHASE_CALIBRATING, "", 0.0, 12.0, "", ())
 
 
 def test_every_phase_has_a_rank_of_its_own() -> None:

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from mvps.broker.bundle import Report
+from mvps.broker.fleet_watch import CALIBRATION_TICKS, FleetView
 from mvps.broker.history import BundleRow, History, HistoryError
+from mvps.coherence.phase import Phase
 from mvps.trust.limits import MAX_HISTORY_ROWS
-from mvps.v1 import stream_pb2
+from mvps.v1 import snapshot_pb2, stream_pb2
 
 _DEFAULT_ROWS: Final = 100
+_MOST_SOURCES: Final = 16
 
 
 class Answers:
@@ -53,6 +57,38 @@ class Answers:
         if self._history is None:
             raise HistoryError('this broker keeps no history: its setting history is "none"')
         return self._history
+
+
+def fleet_state(view: FleetView, ticks: Mapping[str, int]) -> stream_pb2.FleetState:
+    """The fleet's decision. Of many sources the farthest are named."""
+    kinds = []
+    for kind in view.kinds:
+        message = stream_pb2.KindState(
+            kind=kind.kind,
+            phase=_phase(kind.phase),
+            calibrated_ticks=kind.calibrated_ticks,
+            needed_ticks=CALIBRATION_TICKS,
+        )
+        said = kind.decision
+        if said is not None and said.quorate:
+            message.everybody = _phase(said.everybody)
+            message.d2, message.d2_minimax, message.d2_max = said.d2, said.minimax, said.largest
+            message.theta, message.moved, message.reporting = said.theta, said.moved, said.reporting
+            for source in kind.sources[:_MOST_SOURCES]:
+                message.sources.add(
+                    vantage_id=source.vantage_id,
+                    own_distance=source.z,
+                    share=source.share,
+                    label=stream_pb2.SourceLabel.Value(f"SOURCE_LABEL_{source.label}"),
+                    evidence=[str(flag.name).lower() for flag in source.evidence],
+                    settled=source.settled,
+                )
+        kinds.append(message)
+    return stream_pb2.FleetState(tick_time_ns=view.tick_ns, hosts=view.hosts, f=view.f, kinds=kinds, ticks=dict(ticks))
+
+
+def _phase(phase: Phase) -> Any:
+    return snapshot_pb2.Phase.Value(f"PHASE_{phase.name}")
 
 
 def _summary(row: BundleRow) -> stream_pb2.BundleSummary:

@@ -38,6 +38,7 @@ class Figures(NamedTuple):
     """What a bundle keeps of a snapshot: of the surface that is worst off.
 
     phase: number of mvps.v1.Phase. d2, s: the largest over all surfaces. lead: vantage kind that leads, "" for none.
+    own_distances: of every kind that has one, its standardised distance to its own baseline; the history has none.
     """
 
     phase: int = 0
@@ -45,6 +46,7 @@ class Figures(NamedTuple):
     d2: float = 0.0
     s: float = 0.0
     lead: str = ""
+    own_distances: tuple[tuple[str, float], ...] = ()
 
 
 NO_FIGURES: Final = Figures()

@@ -324,7 +324,8 @@ def _within(query: _Select, table: sa.Table, since_ns: int, until_ns: int) -> _S
 
 
 def _row(report: Report, cell: str) -> _Row:
-    vantage_id, tick_ns, status, received_ns, reason, figures = report
+    vantage_id, tick_ns, status, received_ns, reason, said = report
+    figures = (said.phase, said.surface, said.d2, said.s, said.lead)
     return (tick_ns, vantage_id, cell, int(status), reason, received_ns, *figures)
 
 

@@ -84,6 +84,7 @@ class BrokerCollector(Collector):
         yield from _evidence(info.evidence)
         yield from _bundles(info)
         yield from _fleet(known)
+        yield from _fleet_decision(info.fleet)
         if self._flows is not None:
             yield from _limiter(self._flows)
 
@@ -149,6 +150,34 @@ def _bundles(info: stream_pb2.ServerInfo) -> Iterator[Metric]:
         yield GaugeMetricFamily("mvps_history_waiting", "Rows not yet written.", value=info.history.waiting)
         yield CounterMetricFamily("mvps_history_dropped", "Rows dropped.", value=info.history.dropped)
         yield GaugeMetricFamily("mvps_history_failing", "1 while nothing is written.", bool(info.history.error))
+
+
+def _fleet_decision(state: stream_pb2.FleetState) -> Iterator[Metric]:
+    phases = GaugeMetricFamily("mvps_fleet_phase", "1 for the phase a kind of vantage is in.", labels=["kind", "phase"])
+    distances = GaugeMetricFamily(
+        "mvps_fleet_d2", "D^2 of a kind across hosts: with all, and the least and most without up to f.",
+        labels=["kind", "removed"],
+    )  # fmt: skip
+    moved = GaugeMetricFamily("mvps_fleet_moved", "Hosts beyond their cut-off.", labels=["kind"])
+    sources = GaugeMetricFamily(
+        "mvps_fleet_source", "1 for a host that is the source in the latest ticks.", labels=["kind", "vantage", "label"]
+    )
+    for kind in state.kinds:
+        phases.add_metric([kind.kind, snapshot_pb2.Phase.Name(kind.phase).removeprefix("PHASE_")], 1)
+        if not kind.reporting:
+            continue
+        for name, value in (("nobody", kind.d2), ("minimax", kind.d2_minimax), ("worst", kind.d2_max)):
+            distances.add_metric([kind.kind, name], value)
+        moved.add_metric([kind.kind], kind.moved)
+        for source in kind.sources:
+            if source.settled:
+                label = stream_pb2.SourceLabel.Name(source.label).removeprefix("SOURCE_LABEL_")
+                sources.add_metric([kind.kind, source.vantage_id, label], 1)
+    yield from (phases, distances, moved, sources)
+    ticks = CounterMetricFamily("mvps_fleet_ticks", "Ticks of the whole fleet by outcome.", labels=["outcome"])
+    for outcome, number in sorted(state.ticks.items()):
+        ticks.add_metric([outcome], number)
+    yield ticks
 
 
 def _fleet(known: list[stream_pb2.VantageSummary]) -> Iterator[Metric]:

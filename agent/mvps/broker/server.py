@@ -30,9 +30,10 @@ from grpc_reflection.v1alpha import reflection
 
 import mvps
 from mvps.broker.admission import Admission, Admitted
-from mvps.broker.answers import Answers
+from mvps.broker.answers import Answers, fleet_state
 from mvps.broker.epoch_watch import EpochWatch
 from mvps.broker.evidence import Evidence
+from mvps.broker.fleet_watch import FleetWatch
 from mvps.broker.history import History, HistoryError
 from mvps.broker.identity_limit import IdentityLimit
 from mvps.broker.in_work import InWork
@@ -45,9 +46,11 @@ from mvps.broker.store import NOTHING, CounterKey, Store
 from mvps.broker.tables import StoreError
 from mvps.broker.ticks import Ticks
 from mvps.limiter.flows import Flows
+from mvps.robust.fleet import Evidence as Against
 from mvps.trust import limits
 from mvps.trust.epochs import Epochs
 from mvps.trust.gate import SCHEMA_VERSION, Batch, Run
+from mvps.trust.reasons import RejectReason
 from mvps.trust.replay import Recorded
 from mvps.trust.seal import Lane, Purpose, Sealer, SealError, SealingKey, StreamCounter
 from mvps.trust.tls import ServerTls, TlsError
@@ -96,7 +99,8 @@ class Broker:
         self.evidence: Final = Evidence(
             self._store.evidence, self._watch.signing, urls=settings.witnesses, period_s=settings.bundle_period_s
         )
-        self.ticks: Final = Ticks(self.epochs, self._history, deadline_s=settings.bundle_deadline_s)
+        self.fleet_watch: Final = FleetWatch()
+        self.ticks: Final = Ticks(self.epochs, self._history, self.fleet_watch, deadline_s=settings.bundle_deadline_s)
         self.answers: Final = Answers(self._history)
         self.flows: Flows | None = None
         self._fence = self._store.fence
@@ -156,6 +160,7 @@ class Broker:
             loop.create_task(self._watch.run(self.admission.keys_changed)),
             loop.create_task(self.evidence.run()),
             loop.create_task(self.ticks.run()),
+            loop.create_task(self.fleet_watch.run()),
             *([loop.create_task(self.flows.run())] if self.flows is not None else []),
         ]
         if self._rechecker is not None:
@@ -381,9 +386,19 @@ class Broker:
             self.duplicates += sum(map(batch.duplicate, batch.repeats))
         self.accepted += sum(run.accepted for run in admitted.runs)
         self.fleet.record(admitted, stream, now_ns)
+        self._note_evidence(admitted, now_ns)
         self._observe_settled(admitted, now_ns)
         if self._rechecker is not None:
             self._rechecker.offer(batch)
+
+    def _note_evidence(self, admitted: Admitted, now_ns: int) -> None:
+        """What the broker has seen of a vantage itself that an honest one does not do."""
+        for run in admitted.runs:
+            if self.fleet.vantages[run.vantage_id].clone_suspected:
+                self.fleet_watch.note(run.vantage_id, Against.CLONE, now_ns)
+        for index in admitted.batch.repeats:
+            if admitted.batch.reason(index) is RejectReason.EQUIVOCATION:
+                self.fleet_watch.note(admitted.batch.header(index).vantage_id, Against.EQUIVOCATION, now_ns)
 
     def _observe_settled(self, admitted: Admitted, now_ns: int) -> None:
         """Into the ticks' bundles, and what the next checkpoint says; in the order of the commits."""
@@ -398,6 +413,7 @@ class Broker:
         state = self.fleet.vantages.get(name[0])
         if state is not None:
             state.mismatches += 1
+        self.fleet_watch.note(name[0], Against.DECISION, time.time_ns())
         # Nobody waits for it; what fails with a commit is lost for the history and stays counted.
         noted = self._store.submit(NOTHING, self._fence, mismatches=[name])
         noted.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -444,6 +460,7 @@ class Broker:
             ),
             bundles=dict(self.ticks.counts) | {"skipped": self.ticks.skipped, "repeated": self.ticks.repeated},
             history=pb.History(**self._history.status()._asdict()) if self._history is not None else None,
+            fleet=fleet_state(self.fleet_watch.view, self.fleet_watch.counts),
             store=pb.StoreRoom(
                 bytes=self._store.bytes,
                 max_bytes=self._store.max_bytes,

@@ -14,10 +14,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from mvps.broker.bundle import NO_FIGURES, Bundle, Bundles, Figures, Report, Status
+from mvps.broker.fleet_watch import FleetWatch
 from mvps.broker.history import History
 from mvps.trust import gate
 from mvps.trust.epochs import Epochs
@@ -46,7 +47,7 @@ def severity(phase: int) -> int:
     return _SEVERITY.get(phase, 0)  # type: ignore[call-overload,no-any-return]  # the stub's enum is no int
 
 
-def figures_of(said: gate.Figures) -> Figures:
+def figures_of(said: gate.Figures, own_distances: Iterable[tuple[str, float]] = ()) -> Figures:
     """What a bundle keeps of an accepted snapshot."""
     worst, surface_name = int(pb.PHASE_CALIBRATING), ""
     d2 = s = 0.0
@@ -57,19 +58,23 @@ def figures_of(said: gate.Figures) -> Figures:
         d2 = max(d2, surface_d2)
         if not surface_name or severity(phase) > severity(worst):
             worst, surface_name = phase, name
-    return Figures(worst, surface_name, d2, s, said.lead)
+    return Figures(worst, surface_name, d2, s, said.lead, tuple(own_distances))
 
 
 class Ticks:
     """The bundles of one broker, in its event loop.
 
-    history: where they are kept, or None. deadline_s: 0 for one T_tick. ``counts`` has closed, complete, unkept and, by
+    history: where they are kept, or None. fleet: decides on them, or None.
+    deadline_s: 0 for one T_tick. ``counts`` has closed, complete, unkept and, by
     status, every report since the start.
     """
 
-    def __init__(self, epochs: Epochs, history: History | None, *, deadline_s: float = 0.0) -> None:
+    def __init__(
+        self, epochs: Epochs, history: History | None, fleet: FleetWatch | None = None, *, deadline_s: float = 0.0
+    ) -> None:
         self._epochs = epochs
         self._history = history
+        self._fleet = fleet
         self._deadline_s = deadline_s
         self._bundles = Bundles(self._closed, self._late)
         self._digest = b""
@@ -106,11 +111,12 @@ class Ticks:
                 if header.lane == Lane.LIVE:
                     self._bundles.report(header.vantage_id, header.time_ns, 0, now_ns, reason, NO_FIGURES)
                 continue
-            due_ns, figures = header.tick * said.tick_period_ns, figures_of(said)
+            due_ns = header.tick * said.tick_period_ns
             if header.lane == Lane.LIVE:
+                figures = figures_of(said, batch.own_distances(index) if self._fleet is not None else ())
                 self._bundles.report(header.vantage_id, due_ns, said.tick_period_ns, now_ns, 0, figures)
             else:
-                self._bundles.backfill(header.vantage_id, due_ns, now_ns, figures)
+                self._bundles.backfill(header.vantage_id, due_ns, now_ns, figures_of(said))
 
     def _has_room(self, runs: Sequence[gate.Run], now_ns: int) -> bool:
         """Whether a message is looked at item by item; one of which all comes late may be counted only."""
@@ -133,6 +139,8 @@ class Ticks:
             now_ns = time.time_ns()
             self._follow_epoch(now_ns)
             self._bundles.close_due(now_ns)
+            if self._fleet is not None:
+                self._fleet.passed(self._bundles.first_open_ns)
             wait_s = (self._bundles.next_deadline_ns() - now_ns) / 1e9
             await asyncio.sleep(min(max(wait_s, 0.001), _LONGEST_SLEEP_S))
 
@@ -144,7 +152,10 @@ class Ticks:
         self._digest = manifest.digest
         self._cells = {vantage.vantage_id: vantage.cell for vantage in manifest.vantages}
         deadline_s = self._deadline_s or max(manifest.tick_ms / 1000, MIN_DEADLINE_S)
-        self._bundles.admit(self._cells, manifest.tick_ms * 1_000_000, int(deadline_s * 1e9), now_ns)
+        period_ns, deadline_ns = manifest.tick_ms * 1_000_000, int(deadline_s * 1e9)
+        self._bundles.admit(self._cells, period_ns, deadline_ns, now_ns)
+        if self._fleet is not None:
+            self._fleet.admit(list(self._cells.values()), list(self._cells), manifest.faults)
 
     def _closed(self, bundle: Bundle) -> None:
         self.counts["closed"] += 1
@@ -155,6 +166,8 @@ class Ticks:
         self.counts["reported"] += len(bundle.reports) - rejected
         if self._history is not None:
             self._history.put_bundle(bundle)
+        if self._fleet is not None:
+            self._fleet.take(bundle)
 
     def _late(self, report: Report) -> None:
         self.counts[report.status.name.lower()] += 1

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from mvps.v1 import stream_pb2_grpc
-    from mvps.v1.stream_pb2 import BundleSummary, ListVantagesResponse, ServerInfo, VantageSummary, VantageTick
+    from mvps.v1.stream_pb2 import (
+        BundleSummary,
+        FleetState,
+        KindState,
+        ListVantagesResponse,
+        ServerInfo,
+        VantageSummary,
+        VantageTick,
+    )
 
 DEFAULT_BROKER = "127.0.0.1:7447"
 _SECONDS = 10.0
@@ -309,6 +317,27 @@ def _troubles(info: ServerInfo, vantages: ListVantagesResponse) -> list[str]:
             found.append(
                 f"{vantage.vantage_id}: {vantage.decision_mismatches} decisions do not follow from its figures"
             )
+    return found + _sources(info.fleet)
+
+
+def _sources(state: FleetState) -> list[str]:
+    """One line for every kind of vantage that is in ALARM or worse across the hosts, or has a single source."""
+    from mvps.v1.snapshot_pb2 import Phase
+    from mvps.v1.stream_pb2 import SourceLabel
+
+    found = []
+    for kind in state.kinds:
+        settled = [source for source in kind.sources if source.settled]
+        for source in settled:
+            label = SourceLabel.Name(source.label).removeprefix("SOURCE_LABEL_")
+            against = f"; against it: {', '.join(source.evidence)}" if source.evidence else ""
+            found.append(
+                f"fleet {kind.kind}: {source.vantage_id} is the source, {label} "
+                f"({source.own_distance:.1f} standard deviations, {source.share:.0%} of what moved{against})"
+            )
+        if not settled and kind.phase in (Phase.PHASE_ALARM, Phase.PHASE_CRITICAL):
+            name = Phase.Name(kind.phase).removeprefix("PHASE_")
+            found.append(f"fleet {kind.kind}: {name}, {kind.moved} of {kind.reporting} hosts moved")
     return found
 
 
@@ -340,6 +369,10 @@ def _print(target: str, info: ServerInfo, vantages: ListVantagesResponse, troubl
             f"{name} {counts[name]}" for name in ("late", "missing", "rejected", "backfill", "unkept") if counts[name]
         )
         print(f"ticks closed {counts['closed']}, complete {counts['complete']}" + (f", {others}" if others else ""))
+    kinds = [_kind(kind) for kind in info.fleet.kinds]
+    if kinds:
+        head = ("fleet", "phase", "D2", "minimax", "max", "moved", "source")
+        print(f"\n{view.table([head, *kinds])}")
     rows = [_row(vantage) for vantage in vantages.vantages]
     if rows:
         print(
@@ -347,6 +380,25 @@ def _print(target: str, info: ServerInfo, vantages: ListVantagesResponse, troubl
         )
     for trouble in troubles:
         print(f"! {trouble}")
+
+
+def _kind(kind: KindState) -> tuple[str, ...]:
+    from mvps.v1.snapshot_pb2 import Phase
+
+    if kind.phase == Phase.PHASE_CALIBRATING:
+        learned = f"{min(kind.calibrated_ticks, kind.needed_ticks)} of {kind.needed_ticks} ticks"
+        return kind.kind, "CALIBRATING", learned, "-", "-", "-", "-"
+    if not kind.reporting:
+        return kind.kind, Phase.Name(kind.phase).removeprefix("PHASE_"), "too few hosts", "-", "-", "-", "-"
+    return (
+        kind.kind,
+        Phase.Name(kind.phase).removeprefix("PHASE_"),
+        f"{kind.d2:.2f}",
+        f"{kind.d2_minimax:.2f}",
+        f"{kind.d2_max:.2f}",
+        f"{kind.moved} of {kind.reporting}",
+        " ".join(source.vantage_id for source in kind.sources if source.settled) or "-",
+    )
 
 
 def _row(vantage: VantageSummary) -> tuple[str, ...]:

@@ -60,7 +60,8 @@ class Evidence(enum.IntFlag):
     WITNESS: its vantage and the witness of the same state disagree as judged by the broker. REPLAY, SEAL: a replayed
     counter or a broken seal *on its own authenticated stream* (a stranger could send either, to frame it).
     EQUIVOCATION: two bodies under one counter. CLONE: two live streams of one generation. CONSERVATION: its figures
-    break a law that others' figures state with it, as bytes sent on a path and received.
+    break a law that others' figures state with it, as bytes sent on a path and received. DECISION: the decision that it
+    reported does not follow from the figures that it reported.
     """
 
     NONE = 0
@@ -70,6 +71,7 @@ class Evidence(enum.IntFlag):
     EQUIVOCATION = 8
     CLONE = 16
     CONSERVATION = 32
+    DECISION = 64
 
 
 class Label(enum.StrEnum):

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet as a whole, tick by tick: learns what BAU is, decides, and remembers who has been the source.
+
+Closed bundles come in from the event loop; once all cells of a tick are closed its decision is made in a thread, for a
+fleet of thousands is milliseconds of arithmetic (:mod:`mvps.robust.fleet`). One kind of vantage is calibrated as soon
+as ``calibration_ticks`` ticks of it are known, and again with what has come since; ticks while its phase is ALARM or
+worse teach nothing. Decisions need ``LEAST_HOSTS``: of two hosts that differ nobody can say which one moved.
+
+What speaks against a host comes from the broker's own checks through :meth:`FleetWatch.note` and counts for
+``EVIDENCE_S``. Nothing that a host says of itself or of others is evidence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import operator
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from mvps.broker.bundle import Bundle, Status
+from mvps.coherence.observation import FloatArray
+from mvps.coherence.phase import Phase
+from mvps.coherence.tail import IndexArray
+from mvps.robust import fleet
+from mvps.robust.fleet import Evidence, FleetBaseline, KindDecision, Label, Settled
+
+LEAST_HOSTS: Final = 3
+EVIDENCE_S: Final = 600.0
+CALIBRATION_TICKS: Final = 300
+_WINDOW_TICKS: Final = 4 * CALIBRATION_TICKS
+_MAX_KINDS: Final = 64  # names come from the hosts
+_MAX_WAITING: Final = 120  # ticks; what a machine cannot decide in time is passed over and counted
+
+
+class Source(NamedTuple):
+    """A host that is the source of a kind's divergence. settled: in each of the last ticks that hysteresis looks at."""
+
+    vantage_id: str
+    z: float
+    share: float
+    label: Label
+    evidence: Evidence
+    settled: bool
+
+
+class KindView(NamedTuple):
+    """One kind of vantage as it stands. phase: after hysteresis. decision: None while it calibrates."""
+
+    kind: str
+    phase: Phase
+    decision: KindDecision | None
+    sources: tuple[Source, ...]
+    calibrated_ticks: int
+
+
+class FleetView(NamedTuple):
+    """The fleet as it stands. tick_ns: of the latest decision, 0 before the first one."""
+
+    tick_ns: int = 0
+    hosts: int = 0
+    f: int = 0
+    kinds: tuple[KindView, ...] = ()
+
+    @property
+    def worst(self) -> tuple[float, float]:
+        """(D_minimax, D_max), the largest over all kinds."""
+        known = [kind.decision for kind in self.kinds if kind.decision is not None]
+        return max((one.minimax for one in known), default=0.0), max((one.largest for one in known), default=0.0)
+
+
+@dataclass(slots=True)
+class _Kind:
+    """window: BAU statistics (3, 2) of its last ticks. fresh: how many of them the baseline has not seen."""
+
+    window: deque[FloatArray] = field(default_factory=lambda: deque(maxlen=_WINDOW_TICKS))
+    fresh: int = 0
+    baseline: FleetBaseline | None = None
+    settled: Settled = field(default_factory=Settled)
+    decision: KindDecision | None = None
+    sources: tuple[Source, ...] = ()
+
+
+class FleetWatch:
+    """The decision of one broker's fleet. ``admit``, ``take`` and ``note`` are for the event loop that runs ``run``.
+
+    ``counts``: "decided" ticks, and "passed_over" because decisions fell behind.
+    """
+
+    def __init__(self, calibration_ticks: int = CALIBRATION_TICKS) -> None:
+        self._calibration_ticks = calibration_ticks
+        self._hosts: tuple[str, ...] = ()
+        self._cells = 0
+        self._f = 0
+        self._next_ns = 0
+        self._turn = 0
+        self._decided: tuple[str, ...] = ()  # hosts of the tick before
+        self._kinds: dict[str, _Kind] = {}
+        self._noted: dict[str, dict[Evidence, int]] = {}
+        self._open: dict[int, list[Bundle]] = {}
+        self._closed: deque[list[Bundle]] = deque()
+        self._arrived = asyncio.Event()
+        self.view = FleetView()
+        self.counts: Counter[str] = Counter(decided=0, passed_over=0)
+
+    def admit(self, cells: Sequence[str], hosts: Sequence[str], f: int) -> None:
+        """Who is the fleet from now on: its cells, all hosts, and how many of them may lie.
+
+        A new f is another set of statistics, and calibrates again; who joins or leaves does not change their scale.
+        """
+        if f != self._f:
+            self._kinds = {}  # a decision that is being made has the others
+        self._cells, self._hosts, self._f = len(set(cells)), tuple(sorted(hosts)), f
+        self.view = self.view._replace(hosts=len(hosts), f=f)
+
+    def note(self, vantage_id: str, evidence: Evidence, now_ns: int) -> None:
+        """Something speaks against a host."""
+        self._noted.setdefault(vantage_id, {})[evidence] = now_ns
+
+    def take(self, bundle: Bundle) -> None:
+        """A bundle has closed. Ticks go on to the decision in their order, each once all its cells are in."""
+        self._open.setdefault(bundle.tick_ns, []).append(bundle)
+        self._go_on(0)
+
+    def passed(self, first_open_ns: int) -> None:
+        """No bundle of a tick before this one will close any more: what is still incomplete is all there is.
+
+        A cell in which nobody was expected closes no bundle, and a clock that is set forward leaves ticks out.
+        """
+        self._go_on(first_open_ns)
+
+    def _go_on(self, first_open_ns: int) -> None:
+        while self._open:
+            oldest = min(self._open)
+            bundles = self._open[oldest]
+            if not (len(bundles) >= self._cells and oldest <= self._next_ns) and oldest >= first_open_ns:
+                break
+            self._next_ns = oldest + bundles[0].period_ns
+            if len(self._closed) == _MAX_WAITING:
+                self._closed.popleft()
+                self.counts["passed_over"] += 1
+            self._closed.append(self._open.pop(oldest))
+            self._arrived.set()
+
+    async def run(self) -> None:
+        """Decide, until cancelled."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._closed:
+                bundles, self._turn = self._closed.popleft(), self._turn + 1
+                against = self._against(bundles[0].tick_ns)
+                work = (bundles, self._hosts, self._f, self._kinds, self._turn, against)
+                self.view = await asyncio.to_thread(self._decide, *work)
+                self.counts["decided"] += 1
+
+    # ---- in the thread, one tick at a time
+
+    def _decide(
+        self,
+        bundles: Sequence[Bundle],
+        hosts: tuple[str, ...],
+        f: int,
+        kinds: dict[str, _Kind],
+        turn: int,
+        against: dict[str, Evidence],
+    ) -> FleetView:
+        said = [
+            (report.vantage_id, dict(report.figures.own_distances))
+            for bundle in bundles
+            for report in bundle.reports
+            if report.status is Status.REPORTED
+        ]
+        if hosts != self._decided:
+            self._decided = hosts
+            for kind in kinds.values():  # sources are remembered by their place among the hosts
+                kind.settled = kind.settled._replace(recent=(), accused=())
+        for name in sorted({kind for _, values in said for kind in values}.difference(kinds)):
+            if len(kinds) < _MAX_KINDS:
+                kinds[name] = _Kind()
+        names = sorted(kinds)
+        if len(hosts) >= max(LEAST_HOSTS, 2 * f + 1) and names:
+            z = fleet.table(hosts, names, said)
+            flags = np.array([int(against.get(host, Evidence.NONE)) for host in hosts], dtype=np.intp)
+            for column, name in enumerate(names):
+                _judge(kinds[name], z[:, [column]], hosts, flags)
+            self._learn(z, [kinds[name] for name in names], f, turn)
+        views = tuple(_shown(name, kinds[name]) for name in names)
+        return FleetView(bundles[0].tick_ns, len(hosts), f, views)
+
+    def _learn(self, z: FloatArray, kinds: Sequence[_Kind], f: int, turn: int) -> None:
+        for kind, statistics in zip(kinds, fleet.bau_statistics(z, f, turn), strict=True):
+            if kind.settled.hysteresis.phase >= Phase.ALARM or not np.isfinite(statistics).all():
+                continue
+            kind.window.append(statistics)
+            kind.fresh += 1
+            if kind.fresh >= self._calibration_ticks:
+                kind.fresh = 0
+                # Without enough ticks outside of fault episodes what was known stays.
+                with contextlib.suppress(ValueError):
+                    kind.baseline = fleet.fit_baseline(np.stack(kind.window)[:, None], f)
+
+    def _against(self, tick_ns: int) -> dict[str, Evidence]:
+        """What speaks against whom and is not too old; older notes are forgotten."""
+        since_ns = tick_ns - int(EVIDENCE_S * 1e9)
+        self._noted = {
+            host: left
+            for host, seen in self._noted.items()
+            if (left := {one: at_ns for one, at_ns in seen.items() if at_ns >= since_ns})
+        }
+        return {host: functools.reduce(operator.or_, seen) for host, seen in self._noted.items()}
+
+
+def _judge(kind: _Kind, z: FloatArray, hosts: Sequence[str], against: IndexArray) -> None:
+    """One tick of one kind: z (hosts, 1)."""
+    if kind.baseline is None:
+        return
+    (kind.decision,) = fleet.decide(z, against, kind.baseline)
+    kind.settled = kind.settled.step(kind.decision)
+    accused = {suspect.host for suspect in kind.settled.accused}
+    kind.sources = tuple(
+        Source(hosts[one.host], one.z, one.share, one.label, one.evidence, one.host in accused)
+        for one in kind.decision.suspects
+    )
+
+
+def _shown(name: str, kind: _Kind) -> KindView:
+    phase = kind.settled.hysteresis.phase if kind.baseline is not None else Phase.CALIBRATING
+    return KindView(name, phase, kind.decision, kind.sources, len(kind.window))

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet's decision, live: from closed bundles to who is named, and over real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import re
+import threading
+import time
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.waiting import comes_true, until
+from wire_samples import Host, settings, snapshot
+
+from mvps.broker.bundle import NO_FIGURES, Bundle, Report, Status
+from mvps.broker.fleet_watch import EVIDENCE_S, FleetWatch, KindView
+from mvps.broker.process import EmbeddedBroker
+from mvps.cli import exits
+from mvps.cli.main import main
+from mvps.coherence.phase import Phase
+from mvps.robust.fleet import LEAST_TICKS, Evidence, Label
+from mvps.stream.client import StreamClient
+from mvps.trust.solo import make_site
+
+SECOND = 10**9
+PERIOD_NS = 50_000_000
+HOSTS = [f"host-{number:02}" for number in range(16)]
+KINDS = ("blk", "mm")
+FAULT = 40.0
+
+
+@asynccontextmanager
+async def running(watch: FleetWatch) -> AsyncIterator[FleetWatch]:
+    task = asyncio.create_task(watch.run())
+    try:
+        yield watch
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+class Site:
+    """Hosts whose own distances are drawn; ``add`` raises (host, kind) of one tick."""
+
+    def __init__(self, watch: FleetWatch, cells: int = 1, f: int = 2) -> None:
+        self.watch = watch
+        self.cells = [f"cell-{number}" for number in range(cells)]
+        self.tick = 0
+        self._draw = np.random.default_rng(7)
+        watch.admit([self.cells[number % cells] for number in range(len(HOSTS))], HOSTS, f)
+
+    def bundles(self, add: dict[tuple[str, str], float] | None = None, silent: tuple[str, ...] = ()) -> list[Bundle]:
+        self.tick += 1
+        z = self._draw.standard_normal((len(HOSTS), len(KINDS)))
+        made = []
+        for cell, name in enumerate(self.cells):
+            members = HOSTS[cell :: len(self.cells)]
+            reports = []
+            for host in members:
+                if host in silent:
+                    continue
+                row = dict(zip(KINDS, z[HOSTS.index(host)].tolist(), strict=True))
+                for (who, kind), more in (add or {}).items():
+                    row[kind] += more * (who == host)
+                figures = NO_FIGURES._replace(own_distances=tuple(row.items()))
+                reports.append(Report(host, self.tick * SECOND, Status.REPORTED, self.tick * SECOND, 0, figures))
+            missing = tuple(host for host in members if host in silent)
+            made.append(Bundle(name, self.tick * SECOND, SECOND, self.tick * SECOND, tuple(reports), missing))
+        return made
+
+    async def pass_ticks(self, count: int, add: dict[tuple[str, str], float] | None = None, **more: object) -> None:
+        """So many ticks, each decided before the next."""
+        for _ in range(count):
+            before = self.watch.counts["decided"]
+            for bundle in self.bundles(add, **more):  # type: ignore[arg-type]
+                self.watch.take(bundle)
+            self.watch.passed((self.tick + 1) * SECOND)
+            await comes_true(lambda before=before: self.watch.counts["decided"] == before + 1)  # type: ignore[misc]
+
+    def kind(self, name: str) -> KindView:
+        return next(kind for kind in self.watch.view.kinds if kind.kind == name)
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with running(FleetWatch(calibration_ticks=120)) as watch:
+        yield Site(watch)
+
+
+async def test_it_calibrates_and_an_honest_fault_is_a_local_one(site: Site) -> None:
+    await site.pass_ticks(119)
+    assert site.kind("mm").phase is Phase.CALIBRATING
+    assert site.kind("mm").calibrated_ticks == 119
+    await site.pass_ticks(1)
+    assert site.kind("mm").phase is Phase.BAU
+    await site.pass_ticks(5, {("host-03", "mm"): FAULT})
+    found = site.kind("mm")
+    assert found.decision is not None
+    assert found.decision.everybody is Phase.CRITICAL
+    assert found.phase < Phase.ALARM  # one host of sixteen is not the fleet
+    (source,) = found.sources
+    assert (source.vantage_id, source.label, source.settled) == ("host-03", Label.LOCAL_FAULT, True)
+    assert site.kind("blk").sources == ()
+    minimax, largest = site.watch.view.worst
+    assert minimax < 10 < largest
+    await site.pass_ticks(3)
+    assert site.kind("mm").sources == ()
+
+
+async def test_only_what_the_broker_saw_makes_a_suspect_and_it_ages(site: Site) -> None:
+    await site.pass_ticks(120)
+    site.watch.note("host-03", Evidence.EQUIVOCATION, (site.tick + 1) * SECOND)
+    site.watch.note("host-05", Evidence.CLONE, (site.tick + 1) * SECOND)
+    await site.pass_ticks(3, {("host-03", "mm"): FAULT})
+    (source,) = site.kind("mm").sources
+    assert (source.label, source.evidence) == (Label.SUSPECTED_BYZANTINE, Evidence.EQUIVOCATION)
+    site.tick += int(EVIDENCE_S) + 10
+    await site.pass_ticks(3, {("host-03", "mm"): FAULT})
+    (source,) = site.kind("mm").sources
+    assert source.label is Label.LOCAL_FAULT
+    assert site.watch._noted == {}
+
+
+async def test_a_fault_of_many_hosts_is_the_fleets(site: Site) -> None:
+    await site.pass_ticks(120)
+    await site.pass_ticks(4, {(host, "blk"): FAULT for host in HOSTS[:9]})
+    assert site.kind("blk").phase is Phase.CRITICAL
+    assert site.kind("blk").sources == ()
+    # It teaches nothing while it lasts: after it is over the fleet is in BAU, and the next fault is seen again.
+    await site.pass_ticks(130, {(host, "blk"): FAULT for host in HOSTS[:9]})
+    assert site.kind("blk").phase is Phase.CRITICAL
+    await site.pass_ticks(4)
+    assert site.kind("blk").phase is Phase.BAU
+
+
+async def test_without_a_quorum_there_is_no_decision(site: Site) -> None:
+    await site.pass_ticks(120)
+    await site.pass_ticks(1, silent=tuple(HOSTS[:12]))
+    decision = site.kind("mm").decision
+    assert decision is not None
+    assert not decision.quorate
+    assert decision.reporting == 4
+
+
+async def test_cells_are_decided_together_and_in_order() -> None:
+    watch = FleetWatch(calibration_ticks=10)
+    site = Site(watch, cells=2)
+    (first_a, first_b), (second_a, second_b), (third_a, third_b) = (site.bundles() for _ in range(3))
+    order = []
+    watch._decide = lambda bundles, *rest: (
+        order.append(  # type: ignore[method-assign]
+            (bundles[0].tick_ns // SECOND, len(bundles))
+        )
+        or watch.view
+    )
+    async with running(watch):
+        for bundle in (first_a, first_b, third_a, third_b, second_b):
+            watch.take(bundle)
+        watch.passed(2 * SECOND)
+        await comes_true(lambda: order == [(1, 2)])
+        watch.passed(2 * SECOND)
+        await asyncio.sleep(0.05)
+        assert order == [(1, 2)]  # the second tick may still be completed
+        watch.take(second_a)
+        await comes_true(lambda: len(order) == 3)
+        assert order == [(1, 2), (2, 2), (3, 2)]
+        # A cell that closes nothing is waited for until its deadline, and so are ticks that a clock leaves out.
+        watch.take(site.bundles()[0])
+        site.tick += 100
+        for bundle in site.bundles():
+            watch.take(bundle)
+        await asyncio.sleep(0.05)
+        assert len(order) == 3
+        watch.passed(106 * SECOND)
+        await comes_true(lambda: order[3:] == [(4, 1), (105, 2)])
+
+
+async def test_decisions_that_fall_behind_are_passed_over_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mvps.broker.fleet_watch._MAX_WAITING", 3)
+    watch = FleetWatch()
+    site = Site(watch)
+    for _ in range(5):
+        watch.take(site.bundles()[0])
+        watch.passed((site.tick + 1) * SECOND)
+    assert (len(watch._closed), watch.counts["passed_over"]) == (3, 2)
+
+
+async def test_who_joins_does_not_start_it_again_and_another_f_does(site: Site) -> None:
+    await site.pass_ticks(120)
+    site.watch.admit(site.cells * (len(HOSTS) + 1), [*HOSTS, "host-000"], 2)
+    await site.pass_ticks(2, {("host-03", "mm"): FAULT})
+    (source,) = site.kind("mm").sources
+    assert (source.vantage_id, source.settled) == ("host-03", False)
+    await site.pass_ticks(1, {("host-03", "mm"): FAULT})
+    assert site.kind("mm").sources[0].settled
+    site.watch.admit(site.cells * len(HOSTS), HOSTS, 1)
+    await site.pass_ticks(1)
+    assert site.kind("mm").phase is Phase.CALIBRATING
+
+
+async def test_two_hosts_are_no_fleet() -> None:
+    async with running(FleetWatch(calibration_ticks=60)) as watch:
+        site = Site(watch, f=0)
+        watch.admit(["", ""], HOSTS[:2], 0)
+        await site.pass_ticks(70)
+        assert site.kind("mm").calibrated_ticks == 0
+
+
+async def test_names_that_hosts_make_up_have_a_limit(site: Site) -> None:
+    figures = NO_FIGURES._replace(own_distances=tuple((f"kind-{number}", 0.0) for number in range(500)))
+    reports = tuple(Report(host, SECOND, Status.REPORTED, SECOND, 0, figures) for host in HOSTS)
+    site.watch.take(Bundle(site.cells[0], SECOND, SECOND, SECOND, reports))
+    site.watch.passed(2 * SECOND)
+    await comes_true(lambda: site.watch.counts["decided"] == 1)
+    assert len(site.watch.view.kinds) == 64
+
+
+def test_over_grpc_a_host_that_moves_is_named_in_status_and_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five hosts at 20 Hz, from their seals to what an operator reads."""
+    monkeypatch.setattr(FleetWatch.__init__, "__defaults__", (LEAST_TICKS,))
+    names = [f"host-{number}" for number in range(5)]
+    site = make_site(tmp_path, names, tick_ms=50)
+    manifest = dataclasses.replace(site.manifest, faults=1)
+    site.sign(manifest)
+    site = dataclasses.replace(site, manifest=manifest)
+    chosen, _ = settings(
+        tmp_path,
+        key=str(site.broker_key),
+        operator=site.operator,
+        manifests=site.manifests,
+        metrics="127.0.0.1:0",
+        check_decisions=False,
+    )
+    broker = EmbeddedBroker(chosen)
+    senders = [StreamClient(broker.address, name, Host(site, name).acks()) for name in names]
+    hosts = [Host(site, name) for name in names]
+    draw = np.random.default_rng(1)
+    moved = threading.Event()
+    ended = threading.Event()
+
+    def send() -> None:
+        tick = time.time_ns() // PERIOD_NS
+        while not ended.is_set():
+            tick += 1
+            time.sleep(max(tick * PERIOD_NS - time.time_ns(), 0) / 1e9)
+            for host, sender in zip(hosts, senders, strict=True):
+                body = snapshot(host.vantage_id)
+                body.tick, body.tick_period_ns, body.tick_time_ns = tick, PERIOD_NS, tick * PERIOD_NS
+                for seen in body.surfaces[0].observations:
+                    far = FAULT if moved.is_set() and host is hosts[3] and seen.vantage == "mm" else 0.0
+                    seen.own_distance = draw.standard_normal() + far
+                sender.submit(host.seal(body, tick=tick))
+
+    try:
+        for sender in senders:
+            sender.start()
+        threading.Thread(target=send).start()
+        assert broker.broker is not None
+        watch = broker.broker.fleet_watch
+        until(lambda: bool(watch.view.kinds) and all(kind.decision is not None for kind in watch.view.kinds))
+        ended_well = main(["fleet", "--broker", broker.address])
+        said = capsys.readouterr().out
+        assert re.search(r"\nmm +BAU .* of 5 +-\n", said)
+        assert ended_well == exits.OK, said
+        moved.set()
+        until(lambda: any(source.settled for kind in watch.view.kinds for source in kind.sources))
+        assert main(["fleet", "--broker", broker.address]) == exits.FOUND
+        said = capsys.readouterr().out
+        assert "! fleet mm: host-3 is the source, LOCAL_FAULT (" in said
+        assert broker.broker.metrics is not None
+        text = urllib.request.urlopen(f"http://127.0.0.1:{broker.broker.metrics.port}/metrics").read().decode()
+        assert 'mvps_fleet_source{kind="mm",label="LOCAL_FAULT",vantage="host-3"} 1.0' in text
+        assert 'mvps_fleet_phase{kind="blk",phase="BAU"} 1.0' in text
+    finally:
+        ended.set()
+        for sender in senders:
+            sender.stop()
+        broker.stop()
