@@ -22,6 +22,8 @@ from mvps.trust.manifest import (
     open_manifest,
     parse_manifest,
     parse_utc,
+    quarantine,
+    release,
     revoke,
     sign_manifest,
     succeed,
@@ -454,6 +456,33 @@ def test_revoke_drops_the_vantage_and_lists_its_key() -> None:
     assert admit(two, vantage(1, key=HOSTS[4])).vantage("host-1")
     with pytest.raises(ManifestError, match="--key-id"):
         revoke(first(), "host-5")
+
+
+def test_quarantine_and_release() -> None:
+    two = quarantine(quarantine(first(), "host-1"), "host-0")
+    assert two.quarantined == ("host-0", "host-1")
+    assert parse_manifest(two.text) == two
+    assert "\nquarantined host-0\nquarantined host-1\n" in two.text
+    assert [v.vantage_id for v in two.fleet] == [v.vantage_id for v in two.vantages][2:]
+    assert release(two, "host-1").quarantined == ("host-0",)
+    assert release(release(two, "host-1"), "host-0") == first()
+    assert revoke(two, "host-1").quarantined == ("host-0",)
+    with pytest.raises(ManifestError, match="mvps epoch show lists who is"):
+        quarantine(two, "host-99")
+    with pytest.raises(ManifestError, match="is not in quarantine"):
+        release(first(), "host-1")
+    with pytest.raises(ManifestError, match="quarantined vantage 'host-99' is not admitted"):
+        first(quarantined=("host-99",))
+
+
+def test_f_is_held_against_those_who_are_not_in_quarantine() -> None:
+    manifest = first(faults=(len(first().vantages) - 1) // 2)
+    manifest.check()
+    aside = manifest
+    for vantage in manifest.vantages[: len(manifest.vantages) - 2 * manifest.faults]:
+        aside = quarantine(aside, vantage.vantage_id)
+    with pytest.raises(ManifestError, match=r"that are not in quarantine \(1 are\) and claims that f"):
+        aside.check()
 
 
 def test_revoke_of_an_earlier_key_keeps_the_vantage() -> None:

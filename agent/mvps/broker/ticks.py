@@ -155,7 +155,8 @@ class Ticks:
         period_ns, deadline_ns = manifest.tick_ms * 1_000_000, int(deadline_s * 1e9)
         self._bundles.admit(self._cells, period_ns, deadline_ns, now_ns)
         if self._fleet is not None:
-            self._fleet.admit(list(self._cells.values()), list(self._cells), manifest.faults)
+            fleet = [vantage.vantage_id for vantage in manifest.fleet]
+            self._fleet.admit(list(self._cells.values()), fleet, manifest.faults)
 
     def _closed(self, bundle: Bundle) -> None:
         self.counts["closed"] += 1

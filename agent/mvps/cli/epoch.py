@@ -80,6 +80,18 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
     revoke.add_argument("draft", type=Path, metavar="DRAFT", help="from mvps epoch new")
     revoke.add_argument("vantage", metavar="VANTAGE", help="vantage id, or the name of a broker")
     revoke.add_argument("--key-id", type=_key_id, metavar="HEX", help="this key only; default: the one it has")
+    quarantine = add(
+        "quarantine",
+        "set a vantage of a draft aside: still admitted and logged, no part of the fleet's decision",
+        "examples:\n"
+        "  mvps epoch new --from epoch-1.manifest --out epoch-2.draft\n"
+        "  mvps epoch quarantine epoch-2.draft host-b\n"
+        "f has to stay below half of those who are left, or the draft cannot be signed.",
+    )
+    release = add("release", "take a vantage of a draft back from quarantine", "")
+    for made in (quarantine, release):
+        made.add_argument("draft", type=Path, metavar="DRAFT", help="from mvps epoch new")
+        made.add_argument("vantage", metavar="VANTAGE", help="vantage id")
     parser.epilog = (
         "examples:\n"
         "  mvps epoch new --operator-id acme --broker broker.pub --out epoch-1.draft\n"
@@ -120,7 +132,15 @@ def run(arguments: argparse.Namespace) -> int:
     from mvps.trust.keys import KeySourceError
     from mvps.trust.manifest import ManifestError
 
-    actions = {"new": _new, "sign": _sign, "show": _show, "verify": _verify, "revoke": _revoke}
+    actions = {
+        "new": _new,
+        "sign": _sign,
+        "show": _show,
+        "verify": _verify,
+        "revoke": _revoke,
+        "quarantine": _set_aside,
+        "release": _set_aside,
+    }
     try:
         return actions[arguments.action](arguments)
     except (KeySourceError, ManifestError) as error:
@@ -251,6 +271,8 @@ def _changes(previous: Manifest | None, draft: Manifest) -> list[str]:
         "new": [name for name in after if name not in before],
         "gone": [name for name in before if name not in after],
         "new key": [name for name in after if name in before and after[name] != before[name]],
+        "quarantined": [name for name in draft.quarantined if name not in previous.quarantined],
+        "released": [name for name in previous.quarantined if name in after and name not in draft.quarantined],
         "revoked": [f"{r.vantage_id} {r.key_id.hex()}" for r in draft.revoked if r not in previous.revoked],
     }
     return lines + [f"{what}: {', '.join(names)}" for what, names in news.items() if names]
@@ -337,6 +359,17 @@ def _revoke(arguments: argparse.Namespace) -> int:
     return exits.OK
 
 
+def _set_aside(arguments: argparse.Namespace) -> int:
+    from mvps.trust.manifest import quarantine, release
+
+    change = quarantine if arguments.action == "quarantine" else release
+    changed = change(read_draft(arguments.draft), arguments.vantage)
+    rewrite(arguments.draft, changed.text.encode())
+    print(f"quarantined: {', '.join(changed.quarantined) or 'nobody'}; {len(changed.fleet)} vantages are left")
+    say("next: mvps epoch sign, and the manifest to the broker; it counts from the epoch's beginning on")
+    return exits.OK
+
+
 def _open(path: Path, operator: PublicKey) -> Manifest:
     from mvps.trust.limits import MAX_MANIFEST_BYTES
     from mvps.trust.manifest import ManifestError, open_manifest
@@ -377,6 +410,7 @@ def _json(manifest: Manifest) -> dict[str, object]:
             }
             for v in manifest.vantages
         ],
+        "quarantined": list(manifest.quarantined),
         "revoked": [{"vantage": r.vantage_id, "key_id": r.key_id.hex()} for r in manifest.revoked],
     }
 
@@ -398,6 +432,7 @@ def _human(manifest: Manifest) -> str:
     for v in manifest.vantages:
         where = f"cell {v.cell or '-'}  {','.join(v.roles) or '-'}  {','.join(map(str, v.prefixes)) or 'any address'}"
         lines.append(f"    {v.vantage_id}  {v.key.key_id.hex()}  {where}")
+    lines += [f"    quarantined {name}" for name in manifest.quarantined]
     lines += [f"    revoked {r.vantage_id}  {r.key_id.hex()}" for r in manifest.revoked]
     return "\n".join(lines)
 

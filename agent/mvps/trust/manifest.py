@@ -13,13 +13,14 @@ lines, in this order, and nothing else (all ours; the sources name the manifest 
     retire 2026-11-21T13:10:00Z              from then on no live snapshot may be sealed under an earlier epoch
     tick 1000ms                              T_tick
     profile cwt                              cwt: HMAC-SHA256; trust: Ed25519. Nothing else decides the scheme
-    faults 1                                 f; 2 f < number of vantages
+    faults 1                                 f; 2 f < number of vantages that are not quarantined
     rate 4                                   a vantage may send this many times its natural rate (T-VDOS-1)
     embedding none                           model that AI vantages share (hypothesis H-A4)
     broker site-1 mvps-public-v1:broker:...
     quorum 1                                 witnesses that must cosign a checkpoint
     witness witness.example+1a2b3c4d+...     any number, sorted
     vantage host-a cell=r1 roles=host prefixes=10.0.0.5/32 key=mvps-public-v1:host:...      "-" for none; sorted
+    quarantined host-b                       admitted and logged, and no part of the fleet's decision; sorted
     revoked host-z 0123456789abcdef          key id that is refused in every epoch; sorted, never taken back
 
 There is exactly one text for one content: what does not render to itself is refused. ``retire`` speaks about the live
@@ -146,6 +147,7 @@ class Manifest:
     quorum: int = 0
     witnesses: tuple[NoteKey, ...] = ()
     vantages: tuple[Vantage, ...] = ()
+    quarantined: tuple[str, ...] = ()
     revoked: tuple[Revoked, ...] = ()
 
     def __post_init__(self) -> None:
@@ -189,17 +191,24 @@ class Manifest:
 
     def check(self) -> None:
         """ManifestError unless this may be in force: f and the quorum fit those who are admitted."""
-        admitted = len(self.vantages)
-        if 2 * self.faults >= admitted:
+        counted = len(self.vantages) - len(self.quarantined)
+        if 2 * self.faults >= counted:
+            aside = f" that are not in quarantine ({len(self.quarantined)} are)" if self.quarantined else ""
             _fail(
-                f"epoch {self.epoch_id} admits {admitted} vantages and claims that f = {self.faults} of them may lie: "
-                f"f must be less than half. Admit {2 * self.faults + 1} or more, or lower `faults`"
+                f"epoch {self.epoch_id} admits {counted} vantages{aside} and claims that f = {self.faults} of them may "
+                f"lie: f must be less than half. Admit {2 * self.faults + 1} or more, or lower `faults`"
             )
         if self.quorum > len(self.witnesses):
             _fail(
                 f"epoch {self.epoch_id} asks for {self.quorum} cosignatures and names {len(self.witnesses)} "
                 "witnesses: add witnesses, or lower `quorum`"
             )
+
+    @property
+    def fleet(self) -> tuple[Vantage, ...]:
+        """The admitted vantages that take part in the fleet's decision."""
+        aside = set(self.quarantined)
+        return tuple(vantage for vantage in self.vantages if vantage.vantage_id not in aside)
 
     @cached_property
     def _by_id(self) -> dict[str, Vantage]:
@@ -262,12 +271,15 @@ def parse_manifest(text: str) -> Manifest:
             _fail(f"line {number}: {line[:60]!r} stands where `{name}` is needed")
     witnesses: list[NoteKey] = []
     vantages: list[Vantage] = []
+    quarantined: list[str] = []
     revoked: list[Revoked] = []
     for number, line in enumerate(lines[len(_HEAD) + 1 :], start=len(_HEAD) + 2):
         name, _, rest = line.partition(" ")
         try:
             if name == "vantage":
                 vantages.append(_vantage(rest))
+            elif name == "quarantined":
+                quarantined.append(rest)
             elif name == "revoked":
                 revoked.append(_revoked(rest))
             elif name == "witness":
@@ -280,7 +292,7 @@ def parse_manifest(text: str) -> Manifest:
             _fail(
                 f"line {number}: more than {MAX_VANTAGES} vantages, {MAX_REVOKED} revoked or {MAX_WITNESSES} witnesses"
             )
-    manifest = _manifest(head, tuple(witnesses), tuple(vantages), tuple(revoked))
+    manifest = _manifest(head, tuple(witnesses), tuple(vantages), tuple(quarantined), tuple(revoked))
     if manifest.text != text:
         _fail(_difference(text, manifest.text))
     return manifest
@@ -362,7 +374,27 @@ def revoke(manifest: Manifest, vantage_id: str, key_id: bytes | None = None) -> 
             _fail(f"vantage {vantage_id} is not in epoch {manifest.epoch_id}: name the key with --key-id as well")
         key_id = vantage.key.key_id
     others = tuple(v for v in manifest.vantages if v.vantage_id != vantage_id or v.key.key_id != key_id)
-    return replace(manifest, vantages=others, revoked=(*manifest.revoked, Revoked(vantage_id, key_id)))
+    left = {v.vantage_id for v in others}
+    return replace(
+        manifest,
+        vantages=others,
+        quarantined=tuple(name for name in manifest.quarantined if name in left),
+        revoked=(*manifest.revoked, Revoked(vantage_id, key_id)),
+    )
+
+
+def quarantine(manifest: Manifest, vantage_id: str) -> Manifest:
+    """``manifest`` with a vantage set aside. Whether f still fits those who are left is checked when it is signed."""
+    if manifest.vantage(vantage_id) is None:
+        _fail(f"vantage {vantage_id} is not in epoch {manifest.epoch_id}: mvps epoch show lists who is")
+    return replace(manifest, quarantined=(*manifest.quarantined, vantage_id))
+
+
+def release(manifest: Manifest, vantage_id: str) -> Manifest:
+    """``manifest`` with a vantage taken back from quarantine."""
+    if vantage_id not in manifest.quarantined:
+        _fail(f"vantage {vantage_id} is not in quarantine in epoch {manifest.epoch_id}")
+    return replace(manifest, quarantined=tuple(name for name in manifest.quarantined if name != vantage_id))
 
 
 def check_successor(earlier: Manifest, later: Manifest) -> None:
@@ -426,6 +458,7 @@ def _sort(manifest: Manifest) -> None:
     vantages = sorted(map(_sorted_vantage, manifest.vantages), key=lambda vantage: vantage.vantage_id)
     object.__setattr__(manifest, "vantages", tuple(vantages))
     object.__setattr__(manifest, "witnesses", tuple(sorted(set(manifest.witnesses), key=lambda key: key.text)))
+    object.__setattr__(manifest, "quarantined", tuple(sorted(set(manifest.quarantined))))
     object.__setattr__(manifest, "revoked", tuple(sorted(set(manifest.revoked))))
 
 
@@ -495,6 +528,9 @@ def _check_members(manifest: Manifest) -> None:
                 _fail(f"vantage {last} has the key of {points[point]}: every vantage needs its own")
         if vantage.key.key_id in revoked:
             _fail(f"the key of vantage {last} is revoked: rotate it and enrol the new one")
+    strangers = set(manifest.quarantined).difference(vantage.vantage_id for vantage in manifest.vantages)
+    if strangers:
+        _fail(f"quarantined vantage {min(strangers)[:60]!r} is not admitted")
     for gone in manifest.revoked:
         _check_id(gone.vantage_id)
         if len(gone.key_id) != 8:
@@ -530,6 +566,7 @@ def _lines(manifest: Manifest) -> list[str]:
             f"prefixes={_joined(v.prefixes)} key={v.key.text}"
             for v in manifest.vantages
         ),
+        *(f"quarantined {vantage_id}" for vantage_id in manifest.quarantined),
         *(f"revoked {gone.vantage_id} {gone.key_id.hex()}" for gone in manifest.revoked),
     ]
 
@@ -578,6 +615,7 @@ def _manifest(
     head: dict[str, str],
     witnesses: tuple[NoteKey, ...],
     vantages: tuple[Vantage, ...],
+    quarantined: tuple[str, ...],
     revoked: tuple[Revoked, ...],
 ) -> Manifest:
     previous = head["previous"]
@@ -606,6 +644,7 @@ def _manifest(
         quorum=_number("quorum", head["quorum"]),
         witnesses=witnesses,
         vantages=vantages,
+        quarantined=quarantined,
         revoked=revoked,
     )
 
