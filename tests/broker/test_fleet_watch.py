@@ -225,7 +225,7 @@ def test_over_grpc_a_host_that_moves_is_named_in_status_and_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Five hosts at 20 Hz, one of them in quarantine, from their seals to what an operator reads."""
-    monkeypatch.setattr(FleetWatch.__init__, "__defaults__", (LEAST_TICKS,))
+    monkeypatch.setattr(FleetWatch.__init__, "__defaults__", (LEAST_TICKS, lambda view: None))
     names = [f"host-{number}" for number in range(5)]
     site = make_site(tmp_path, names, tick_ms=50)
     manifest = dataclasses.replace(site.manifest, faults=1, quarantined=("host-4",))
@@ -275,6 +275,8 @@ def test_over_grpc_a_host_that_moves_is_named_in_status_and_metrics(
         assert main(["fleet", "--broker", broker.address]) == exits.FOUND
         said = capsys.readouterr().out
         assert "! fleet mm: host-3 is the source, LOCAL_FAULT (" in said
+        assert main(["fleet", "decisions", "--broker", broker.address, "--kind", "mm"]) == exits.OK
+        assert re.search(r"\n\S+ +mm +BAU .* of 4 +(host-3 LOCAL_FAULT|-)\n", capsys.readouterr().out)
         assert broker.broker.metrics is not None
         text = urllib.request.urlopen(f"http://127.0.0.1:{broker.broker.metrics.port}/metrics").read().decode()
         assert 'mvps_fleet_source{kind="mm",label="LOCAL_FAULT",vantage="host-3"} 1.0' in text

@@ -14,7 +14,7 @@ from postgres_server import PostgresServer, binaries
 from tests.waiting import until
 
 from mvps.broker.bundle import NO_FIGURES, Bundle, Figures, Report, Status
-from mvps.broker.history import History, HistoryError
+from mvps.broker.history import History, HistoryError, KindRow
 
 T = 10**9
 NOW = time.time_ns() // T * T
@@ -56,7 +56,7 @@ def _empty(url: str) -> None:
     import psycopg
 
     with psycopg.connect(url) as connection:
-        connection.execute("DROP TABLE IF EXISTS mvps_history, mvps_bundles, mvps_reports")
+        connection.execute("DROP TABLE IF EXISTS mvps_history, mvps_bundles, mvps_reports, mvps_fleet_kinds")
 
 
 def filled(url: str, **options: float) -> History:
@@ -81,6 +81,23 @@ def test_what_goes_in_comes_out(url: str):
         ("y", report("c", 0, Status.REJECTED, reason=28)),
     ]
     assert history.vantage("a", limit=2) == [report("a", 3), report("a", 2)]
+    history.close()
+
+
+def test_the_fleets_decisions(url: str):
+    history = History(url, retention_s=3600)
+    sources = (("host=a", "LOCAL_FAULT"), ("b", "SUSPECTED_BYZANTINE"))
+    rows = [
+        KindRow(NOW + tick * T, kind, 2, 5, 17.5, 0.25, 18.0, 1, 7, sources if tick else ())
+        for tick in (1, 0)
+        for kind in ("blk", "mm")
+    ]
+    history.put_kinds(rows)
+    history.put_kinds(rows[:1])  # of a tick that is there
+    until(lambda: history.status().waiting == 0)
+    assert history.kinds() == rows
+    assert history.kinds(kind="mm", limit=1) == [rows[1]]
+    assert history.kinds(since_ns=NOW + 1, until_ns=NOW + T) == rows[:2]
     history.close()
 
 

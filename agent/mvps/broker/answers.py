@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from mvps.broker.bundle import Report
 from mvps.broker.fleet_watch import CALIBRATION_TICKS, FleetView
-from mvps.broker.history import BundleRow, History, HistoryError
+from mvps.broker.history import BundleRow, History, HistoryError, KindRow
 from mvps.coherence.phase import Phase
 from mvps.trust.limits import MAX_HISTORY_ROWS
 from mvps.v1 import snapshot_pb2, stream_pb2
@@ -53,6 +53,32 @@ class Answers:
         )
         return stream_pb2.GetVantageResponse(ticks=[_tick(report) for report in reports])
 
+    def fleet_decisions(self, request: stream_pb2.ListFleetDecisionsRequest) -> stream_pb2.ListFleetDecisionsResponse:
+        """What the fleet said of its kinds of vantage, newest first."""
+        rows = self._kept().kinds(
+            kind=request.kind,
+            since_ns=request.since_ns,
+            until_ns=request.until_ns,
+            limit=min(request.limit or _DEFAULT_ROWS, MAX_HISTORY_ROWS),
+        )
+        return stream_pb2.ListFleetDecisionsResponse(
+            decisions=[
+                stream_pb2.FleetDecision(
+                    tick_time_ns=row.tick_ns,
+                    kind=row.kind,
+                    phase=row.phase,  # type: ignore[arg-type]  # the stored numbers are the schema's
+                    everybody=row.everybody,  # type: ignore[arg-type]
+                    d2=row.d2,
+                    d2_minimax=row.d2_minimax,
+                    d2_max=row.d2_max,
+                    moved=row.moved,
+                    reporting=row.reporting,
+                    sources={name: _label(label) for name, label in row.sources},
+                )
+                for row in rows
+            ]
+        )
+
     def _kept(self) -> History:
         if self._history is None:
             raise HistoryError('this broker keeps no history: its setting history is "none"')
@@ -79,12 +105,36 @@ def fleet_state(view: FleetView, ticks: Mapping[str, int]) -> stream_pb2.FleetSt
                     vantage_id=source.vantage_id,
                     own_distance=source.z,
                     share=source.share,
-                    label=stream_pb2.SourceLabel.Value(f"SOURCE_LABEL_{source.label}"),
+                    label=_label(source.label),
                     evidence=[str(flag.name).lower() for flag in source.evidence],
                     settled=source.settled,
                 )
         kinds.append(message)
     return stream_pb2.FleetState(tick_time_ns=view.tick_ns, hosts=view.hosts, f=view.f, kinds=kinds, ticks=dict(ticks))
+
+
+def kind_rows(view: FleetView) -> list[KindRow]:
+    """What the history keeps of a decision: every kind that was decided in its tick."""
+    return [
+        KindRow(
+            view.tick_ns,
+            kind.kind,
+            _phase(kind.phase),
+            _phase(said.everybody),
+            said.d2,
+            said.minimax,
+            said.largest,
+            said.moved,
+            said.reporting,
+            tuple((source.vantage_id, source.label) for source in kind.sources if source.settled),
+        )
+        for kind in view.kinds
+        if (said := kind.decision) is not None and said.quorate
+    ]
+
+
+def _label(label: str) -> Any:
+    return stream_pb2.SourceLabel.Value(f"SOURCE_LABEL_{label}")
 
 
 def _phase(phase: Phase) -> Any:

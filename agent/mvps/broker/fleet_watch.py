@@ -17,7 +17,7 @@ import contextlib
 import functools
 import operator
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -89,10 +89,14 @@ class _Kind:
 class FleetWatch:
     """The decision of one broker's fleet. ``admit``, ``take`` and ``note`` are for the event loop that runs ``run``.
 
+    on_decided: called there after every tick.
     ``counts``: "decided" ticks, and "passed_over" because decisions fell behind.
     """
 
-    def __init__(self, calibration_ticks: int = CALIBRATION_TICKS) -> None:
+    def __init__(
+        self, calibration_ticks: int = CALIBRATION_TICKS, on_decided: Callable[[FleetView], None] = lambda view: None
+    ) -> None:
+        self._on_decided = on_decided
         self._calibration_ticks = calibration_ticks
         self._hosts: tuple[str, ...] = ()
         self._cells = 0
@@ -158,6 +162,7 @@ class FleetWatch:
                 work = (bundles, self._hosts, self._f, self._kinds, self._turn, against)
                 self.view = await asyncio.to_thread(self._decide, *work)
                 self.counts["decided"] += 1
+                self._on_decided(self.view)
 
     # ---- in the thread, one tick at a time
 

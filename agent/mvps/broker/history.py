@@ -66,6 +66,22 @@ _REPORTS: Final = sa.Table(
     sa.Index("mvps_reports_by_vantage", "vantage", "tick_ns"),
     sqlite_with_rowid=False,
 )
+_KINDS: Final = sa.Table(
+    "mvps_fleet_kinds",
+    _META,
+    sa.Column("tick_ns", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("phase", sa.SmallInteger, nullable=False),
+    sa.Column("everybody", sa.SmallInteger, nullable=False),
+    sa.Column("d2", sa.Double, nullable=False),
+    sa.Column("d2_minimax", sa.Double, nullable=False),
+    sa.Column("d2_max", sa.Double, nullable=False),
+    sa.Column("moved", sa.Integer, nullable=False),
+    sa.Column("reporting", sa.Integer, nullable=False),
+    sa.Column("sources", sa.Text, nullable=False),  # "name=LABEL name=LABEL", the settled ones
+    sqlite_with_rowid=False,
+)
+_TABLES: Final = (_BUNDLES, _REPORTS, _KINDS)
 _Select = TypeVar("_Select", bound=sa.Select[Any])
 _Row: TypeAlias = tuple[Any, ...]  # values of one table's columns, in their order
 
@@ -85,6 +101,24 @@ class BundleRow(NamedTuple):
     missing: int
     rejected: int
     late: int
+
+
+class KindRow(NamedTuple):
+    """The fleet's decision of one kind of vantage in one tick, once it is calibrated.
+
+    phase, everybody: numbers of mvps.v1.Phase. sources: (vantage id, label) of the settled ones.
+    """
+
+    tick_ns: int
+    kind: str
+    phase: int
+    everybody: int
+    d2: float
+    d2_minimax: float
+    d2_max: float
+    moved: int
+    reporting: int
+    sources: tuple[tuple[str, str], ...] = ()
 
 
 class HistoryStatus(NamedTuple):
@@ -110,9 +144,8 @@ class History:
         self._queue_rows = queue_rows
         self._url = _parse(url)
         self._engine = _engine(self._url)
-        self._insert_bundle, self._insert_report = _statements(self._engine.dialect)
-        self._bundles: deque[_Row] = deque()
-        self._reports: deque[_Row] = deque()
+        self._insert = _statements(self._engine.dialect)
+        self._queues: tuple[deque[_Row], ...] = tuple(deque() for _ in _TABLES)
         self._lock = threading.Condition()
         self._closing = False
         self._error = ""
@@ -142,17 +175,20 @@ class History:
             rejected,
             f" {' '.join(bundle.missing)} " if bundle.missing else "",
         )
-        self._put([row], [_row(report, bundle.cell) for report in bundle.reports])
+        self._put([row], [_row(report, bundle.cell) for report in bundle.reports], [])
 
     def put_late(self, report: Report, cell: str) -> None:
         """A report came for a tick whose bundle is closed."""
-        self._put([], [_row(report, cell)])
+        self._put([], [_row(report, cell)], [])
 
-    def _put(self, bundles: Sequence[_Row], reports: Sequence[_Row]) -> None:
+    def put_kinds(self, kinds: Sequence[KindRow]) -> None:
+        """The fleet was decided."""
+        self._put([], [], [(*one[:-1], " ".join(f"{name}={label}" for name, label in one.sources)) for one in kinds])
+
+    def _put(self, *rows: Sequence[_Row]) -> None:
         with self._lock:
-            self._bundles.extend(bundles)
-            self._reports.extend(reports)
-            for waiting in (self._reports, self._bundles):
+            for waiting, more in zip(self._queues, rows, strict=True):
+                waiting.extend(more)
                 while len(waiting) > self._queue_rows:
                     waiting.popleft()
                     self._dropped += 1
@@ -161,7 +197,7 @@ class History:
     def status(self) -> HistoryStatus:
         """Where things stand."""
         with self._lock:
-            waiting = len(self._bundles) + len(self._reports) + self._writing
+            waiting = sum(map(len, self._queues)) + self._writing
             return HistoryStatus(self._url.get_backend_name(), self._error, self._written, waiting, self._dropped)
 
     def close(self) -> None:
@@ -178,26 +214,25 @@ class History:
         pause = _FIRST_PAUSE_S
         while True:
             with self._lock:
-                while not self._closing and not self._bundles and not self._reports:
+                while not self._closing and not any(self._queues):
                     self._lock.wait()
-                if self._closing and not self._bundles and not self._reports:
+                if self._closing and not any(self._queues):
                     return
-                bundles = _take(self._bundles)
-                reports = _take(self._reports)
-                self._writing = len(bundles) + len(reports)
+                taken = [_take(waiting) for waiting in self._queues]
+                self._writing = sum(map(len, taken))
             try:
                 if not self._ready:
                     self._prepare()
                     self._ready = True
-                self._write(bundles, reports)
+                self._write(taken)
             except (SQLAlchemyError, HistoryError) as error:
                 with self._lock:
                     self._writing = 0
                     self._error = _advice(error, self._url)
-                    self._bundles.extendleft(reversed(bundles))
-                    self._reports.extendleft(reversed(reports))
+                    for waiting, rows in zip(self._queues, taken, strict=True):
+                        waiting.extendleft(reversed(rows))
                     if self._closing:
-                        self._dropped += len(self._bundles) + len(self._reports)
+                        self._dropped += sum(map(len, self._queues))
                         return
                     self._lock.wait_for(lambda: self._closing, timeout=pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
@@ -223,13 +258,12 @@ class History:
         except SQLAlchemyError as error:
             raise HistoryError(_advice(error, self._url)) from None
 
-    def _write(self, bundles: list[_Row], reports: list[_Row]) -> None:
+    def _write(self, taken: Sequence[list[_Row]]) -> None:
         # Rows go to the driver as they are: SQLAlchemy's own binding costs as much again as the database.
         with self._engine.begin() as connection:
-            if bundles:
-                connection.exec_driver_sql(self._insert_bundle, bundles)
-            if reports:
-                connection.exec_driver_sql(self._insert_report, reports)
+            for insert, rows in zip(self._insert, taken, strict=True):
+                if rows:
+                    connection.exec_driver_sql(insert, rows)
         now = time.monotonic()
         if now - self._pruned > _PRUNE_EVERY_S:
             self._pruned = now
@@ -240,7 +274,7 @@ class History:
         with self._engine.begin() as connection:
             if (limit := self._too_large(connection)) is not None:
                 oldest = max(oldest, limit)
-            for table in (_BUNDLES, _REPORTS):
+            for table in _TABLES:
                 connection.execute(table.delete().where(table.c.tick_ns < oldest))
 
     def _too_large(self, connection: sa.Connection) -> int | None:
@@ -308,6 +342,15 @@ class History:
             found |= {row.tick_ns: _report(row) for row in connection.execute(reports.limit(limit))}
         return [found[tick_ns] for tick_ns in sorted(found, reverse=True)[:limit]]
 
+    def kinds(self, *, kind: str = "", since_ns: int = 0, until_ns: int = 0, limit: int = 100) -> list[KindRow]:
+        """The fleet's decisions, newest first, of all kinds or one. until_ns: 0 for now."""
+        query = _within(sa.select(_KINDS), _KINDS, since_ns, until_ns).order_by(_KINDS.c.kind)
+        if kind:
+            query = query.where(_KINDS.c.kind == kind)
+        with self._asking() as connection:
+            found = connection.execute(query.limit(limit)).all()
+        return [KindRow._make((*tuple(row)[:-1], _sources(row.sources))) for row in found]
+
     @contextmanager
     def _asking(self) -> Iterator[sa.Connection]:
         try:
@@ -329,6 +372,11 @@ def _row(report: Report, cell: str) -> _Row:
     return (tick_ns, vantage_id, cell, int(status), reason, received_ns, *figures)
 
 
+def _sources(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = (word.rpartition("=") for word in text.split())  # a vantage id may hold "="
+    return tuple((name, label) for name, _, label in pairs)
+
+
 def _report(row: Any) -> Report:
     figures = Figures(row.phase, row.surface, row.d2, row.s, row.lead)
     return Report(row.vantage, row.tick_ns, Status(row.status), row.received_ns, row.reason, figures)
@@ -338,13 +386,10 @@ def _take(waiting: deque[_Row]) -> list[_Row]:
     return [waiting.popleft() for _ in range(min(len(waiting), _BATCH_ROWS))]
 
 
-def _statements(dialect: sa.Dialect) -> tuple[str, str]:
-    """Insert bundles and reports once; values in column order."""
+def _statements(dialect: sa.Dialect) -> tuple[str, ...]:
+    """Insert a row of each table once; values in column order."""
     insert = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
-    bundle, report = (
-        str(insert(table).on_conflict_do_nothing().compile(dialect=dialect)) for table in (_BUNDLES, _REPORTS)
-    )
-    return bundle, report
+    return tuple(str(insert(table).on_conflict_do_nothing().compile(dialect=dialect)) for table in _TABLES)
 
 
 def _parse(url: str) -> sa.URL:

@@ -30,10 +30,10 @@ from grpc_reflection.v1alpha import reflection
 
 import mvps
 from mvps.broker.admission import Admission, Admitted
-from mvps.broker.answers import Answers, fleet_state
+from mvps.broker.answers import Answers, fleet_state, kind_rows
 from mvps.broker.epoch_watch import EpochWatch
 from mvps.broker.evidence import Evidence
-from mvps.broker.fleet_watch import FleetWatch
+from mvps.broker.fleet_watch import FleetView, FleetWatch
 from mvps.broker.history import History, HistoryError
 from mvps.broker.identity_limit import IdentityLimit
 from mvps.broker.in_work import InWork
@@ -99,7 +99,7 @@ class Broker:
         self.evidence: Final = Evidence(
             self._store.evidence, self._watch.signing, urls=settings.witnesses, period_s=settings.bundle_period_s
         )
-        self.fleet_watch: Final = FleetWatch()
+        self.fleet_watch: Final = FleetWatch(on_decided=self._keep_decision)
         self.ticks: Final = Ticks(self.epochs, self._history, self.fleet_watch, deadline_s=settings.bundle_deadline_s)
         self.answers: Final = Answers(self._history)
         self.flows: Flows | None = None
@@ -407,6 +407,10 @@ class Broker:
             if run.lane == Lane.LIVE and run.d2 >= 0:
                 self.evidence.observe(run.vantage_id, run.d2)
         self.ticks.observe(admitted.batch, admitted.runs, now_ns)
+
+    def _keep_decision(self, view: FleetView) -> None:
+        if self._history is not None and (rows := kind_rows(view)):
+            self._history.put_kinds(rows)
 
     def _mismatch(self, name: CounterKey) -> None:
         """A decision that was recomputed differs."""

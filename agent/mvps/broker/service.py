@@ -84,6 +84,7 @@ class Service:
             "ListBundles": (self._list_bundles, pb.ListBundlesRequest),
             "GetBundle": (self._get_bundle, pb.GetBundleRequest),
             "GetVantage": (self._get_vantage, pb.GetVantageRequest),
+            "ListFleetDecisions": (self._list_fleet_decisions, pb.ListFleetDecisionsRequest),
         }
         methods = {
             name: grpc.unary_unary_rpc_method_handler(
@@ -117,6 +118,11 @@ class Service:
 
     async def _get_vantage(self, request: pb.GetVantageRequest, context: Context) -> pb.GetVantageResponse:
         return await self._ask(self._broker.answers.vantage, request, context)
+
+    async def _list_fleet_decisions(
+        self, request: pb.ListFleetDecisionsRequest, context: Context
+    ) -> pb.ListFleetDecisionsResponse:
+        return await self._ask(self._broker.answers.fleet_decisions, request, context)
 
     async def _ask(self, question: Callable[[_Q], _A], request: _Q, context: Context) -> _A:
         await self._local_only(context)

@@ -57,7 +57,13 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
         "examples:\n  mvps fleet vantage host-a\n  mvps fleet vantage host-a --since 10m --json",
     )
     vantage.add_argument("id", help="vantage id")
-    for made in (history, vantage):
+    decisions = add(
+        "decisions",
+        "what the fleet as a whole said, newest first: one row per tick and kind of vantage",
+        "examples:\n  mvps fleet decisions --kind mm --since 10m\n  mvps fleet decisions --json",
+    )
+    decisions.add_argument("--kind", metavar="NAME", default="", help="only of this kind of vantage, e.g. mm")
+    for made in (history, vantage, decisions):
         made.add_argument("--since", metavar="TIME", default="", help="how far back: 90s, 10m, 2h, 3d (default: all)")
         made.add_argument("--limit", metavar="N", type=int, default=50, help="at most this many (default %(default)s)")
     bundle = add(
@@ -94,7 +100,13 @@ def _common(parser: argparse.ArgumentParser, *, below: bool = False) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask and show."""
-    questions = {"status": _status, "history": _history, "vantage": _vantage, "bundle": _bundle}
+    questions = {
+        "status": _status,
+        "history": _history,
+        "vantage": _vantage,
+        "bundle": _bundle,
+        "decisions": _decisions,
+    }
     return questions[arguments.action or "status"](arguments)
 
 
@@ -167,6 +179,47 @@ def _bundle(arguments: argparse.Namespace) -> int:
     _print_bundles(found.bundles)
     head = ("vantage", "cell", "status", "phase", "surface", "D2", "S", "lead")
     print("\n" + view.table([head, *((tick.vantage_id, tick.cell or "-", *_said(tick)) for tick in found.ticks)]))
+    return exits.OK
+
+
+def _decisions(arguments: argparse.Namespace) -> int:
+    from mvps.v1 import stream_pb2
+
+    request = stream_pb2.ListFleetDecisionsRequest(
+        kind=arguments.kind, since_ns=_since(arguments.since), limit=_limit(arguments.limit)
+    )
+    with _broker(arguments) as broker:
+        decisions = broker.ListFleetDecisions(request, timeout=_SECONDS).decisions
+    if arguments.json:
+        _print_json({"decisions": [_dict(decision) for decision in decisions]})
+        return exits.OK
+    if not decisions:
+        raise exits.Failure(
+            exits.FOUND,
+            "no decision of that time and kind is kept: a fleet of 3 hosts or more calibrates for 300 ticks",
+        )
+    from mvps.cli import view
+    from mvps.v1.snapshot_pb2 import Phase
+    from mvps.v1.stream_pb2 import SourceLabel
+
+    rows = [
+        (
+            _time(one.tick_time_ns),
+            one.kind,
+            Phase.Name(one.phase).removeprefix("PHASE_"),
+            f"{one.d2:.2f}",
+            f"{one.d2_minimax:.2f}",
+            f"{one.d2_max:.2f}",
+            f"{one.moved} of {one.reporting}",
+            " ".join(
+                f"{name} {SourceLabel.Name(label).removeprefix('SOURCE_LABEL_')}"
+                for name, label in sorted(one.sources.items())
+            )
+            or "-",
+        )
+        for one in decisions
+    ]
+    print(view.table([("time", "fleet", "phase", "D2", "minimax", "max", "moved", "source"), *rows]))
     return exits.OK
 
 
