@@ -40,6 +40,7 @@ def late_imports(path: Path) -> Iterator[str]:
 
 
 def main() -> int:
+    """Import, and print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--without", nargs="*", default=[])
     without = tuple(parser.parse_args().without)

@@ -25,7 +25,7 @@ TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "debootstrap": "debootstrap", 
 # Emulated, a boot takes about a quarter of a minute on an idle host.
 BOOT_S = 300.0
 COMMAND_S = 300.0
-_LOOK_S = 0.1
+_LOOK_S = 0.2
 
 
 class MachineError(Exception):
@@ -130,7 +130,9 @@ class Machine:
             if time.monotonic() > deadline:
                 raise MachineError(f"not done within {seconds:g} s: {command}")
             time.sleep(_LOOK_S)
-        out, err = (base64.b64decode(status.get(name, "")).decode(errors="replace") for name in ("out-data", "err-data"))
+        out, err = (
+            base64.b64decode(status.get(name, "")).decode(errors="replace") for name in ("out-data", "err-data")
+        )
         return Done(status.get("exitcode", -status.get("signal", 0)), out, err)
 
     def must(self, command: str, seconds: float = COMMAND_S) -> str:

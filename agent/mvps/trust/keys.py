@@ -240,7 +240,7 @@ def load_key(source: str, kind: Kind | None = None) -> SecretKey:
     content = _read_private(path, kind, credential=credential)
     if credential and content == ABSENT:
         raise KeySourceError(
-            f"{source}: there is no key where this unit's LoadCredential says; {_how_to_make(kind)} and restart the unit"
+            f"{source}: no key lies where this unit's LoadCredential says; {_how_to_make(kind)} and restart it"
         )
     return _parse(content, str(path), kind)
 
