@@ -93,6 +93,17 @@ def attached(machine: Machine) -> set[int]:
     return {p["id"] for p in programs if not p["type"].startswith("cgroup")}
 
 
+def test_building_twice_gives_the_same_bytes(release: str, packages: list[Path], tmp_path: Path) -> None:
+    subprocess.run([ROOT / "packaging/build-deb", release, "--out", tmp_path], check=True)
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("*.deb")} == {p.name: p.read_bytes() for p in packages}
+
+
+def test_the_agent_alone_takes_no_more_than_100_mb(packages: list[Path]) -> None:
+    (agent,) = [package for package in packages if package.name.startswith("mvps_")]
+    shown = subprocess.run(["dpkg-deb", "--field", agent, "Installed-Size"], check=True, capture_output=True, text=True)
+    assert int(shown.stdout) * 1024 <= 100_000_000
+
+
 def test_the_packages_need_no_network_and_start_nothing(installed: Machine) -> None:
     states = installed.run("systemctl is-active mvps-agent mvps-broker mvps-limiter mvps-witness").out.split()
     assert set(states) == {"inactive"}
