@@ -43,7 +43,7 @@ int BPF_PROG(irq_exit, unsigned int vector)
 
     if (!cell)
         return 0;
-    /* One 64-bit register for check and index: a check of its lower half alone bounds nothing for the verifier of 6.12. */
+    /* One 64-bit register for check and index: for 6.12 a check of its lower half alone bounds nothing. */
     barrier_var(slot);
     if (cell->entered_vector != slot + 1 || slot >= VECTORS) { /* attached in between */
         add(&cell->unpaired, 1);
