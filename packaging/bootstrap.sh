@@ -12,7 +12,7 @@ extras=broker,probe
 stamp=.venv/.stamp
 if [[ ${1:-} == --dev ]]; then
     packages+=(clang-format bpftool bpftrace fio iperf3 stress-ng libcap2-bin ethtool postgresql procps util-linux
-        zsh fish)
+        zsh fish debootstrap e2fsprogs groff-base qemu-system-x86 systemd)
     extras+=,dev
     stamp=.venv/.stamp-dev
 fi

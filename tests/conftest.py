@@ -2,7 +2,7 @@
 """Tiers: tests marked kernel or net need root and a real kernel, and say so when they are skipped.
 
 ``--require-tiers kernel,net`` (CI) turns every skip inside those tiers into a failure: a tier that a host could run
-and did not must not look green.
+and did not must not look green. The vm tier takes minutes and runs when it is asked for: ``-m vm``, or required.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.vm import machine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,11 +27,16 @@ def _why_not(marker: str) -> str:
     return ""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _why_no_machine(config: pytest.Config) -> str:
+    asked = "vm" in config.getoption("-m") or "vm" in config.getoption("--require-tiers").split(",")
+    return machine.why_not() if asked else "the vm tier takes minutes: ./test -m vm"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reasons = {marker: _why_not(marker) for marker in ("kernel", "net")} | {"vm": _why_no_machine(config)}
     for item in items:
-        for marker in ("kernel", "net"):
-            reason = _why_not(marker) if item.get_closest_marker(marker) else ""
-            if reason:
+        for marker, reason in reasons.items():
+            if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 

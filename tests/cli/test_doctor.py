@@ -100,6 +100,26 @@ def test_key(tmp_path: Path) -> None:
     assert doctor.key(Config()).level == "ok"
 
 
+def test_the_key_of_a_unit_is_looked_at_where_the_unit_has_it_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate_key(tmp_path / "host.key", Kind.HOST)
+    config = Config.model_validate({"trust": {"key": "credential:mvps-key"}, "broker": {"target": "127.0.0.1:1"}})
+    # In place of the one that asks a running systemd: `systemctl cat` of a unit with a drop-in.
+    handed = ("mvps-key:/nowhere", "mvps-key.old:/nowhere", f"mvps-key:{tmp_path}/host.key")
+    shown = "\n".join(f"LoadCredential={value}" for value in handed)
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(f"#!/bin/sh\ntest \"$*\" = 'cat mvps-agent.service' || exit 1\necho '{shown}'\n")
+    systemctl.chmod(0o755)
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert doctor.key(config).level == "ok"
+    systemctl.write_text("#!/bin/sh\nexit 1\n")
+    finding = doctor.key(config)
+    assert finding.level == "fail"
+    assert "LoadCredential" in finding.detail
+
+
 def test_broker(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         target = f"127.0.0.1:{listening.getsockname()[1]}"

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from mvps.trust import keys
 from mvps.trust.keys import (
+    ABSENT,
     KeySourceError,
     Kind,
     ObjectHasher,
@@ -333,6 +334,22 @@ def test_systemd_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("", "..", "../etc/shadow"):
         with pytest.raises(KeySourceError, match="names no credential"):
             load_key(f"credential:{name}")
+
+
+def test_a_credential_that_stands_for_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    write(tmp_path / "mvps", TEXT, 0o440)
+    write(tmp_path / "mvps.old", ABSENT, 0o440)
+    assert len(load_keys("credential:mvps", Kind.HOST)) == 1
+    write(tmp_path / "mvps", ABSENT, 0o440)
+    for load in (load_key, load_keys):
+        with pytest.raises(KeySourceError, match="no key lies where this unit's LoadCredential says"):
+            load("credential:mvps", Kind.HOST)
+    # Only where a unit hands keys over: anywhere else it is a file without a key.
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    (tmp_path / "mvps").chmod(0o600)
+    with pytest.raises(KeySourceError, match="holds no key"):
+        load_key(str(tmp_path / "mvps"))
 
 
 # ---- rotation

@@ -22,7 +22,7 @@ class BrokerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     listen: str = Field("127.0.0.1:7447", description="host:port, [ipv6]:port or unix:/path; port 0 takes a free one")
-    database: Path = Field(Path("/var/lib/mvps/broker.db"), description="SQLite file; its directory must exist")
+    database: Path = Field(Path("/var/lib/mvps-broker/broker.db"), description="SQLite file; its directory must exist")
     metrics: str = Field("127.0.0.1:9466", description='host:port of /metrics; "" for none. Keep it on loopback')
     key: str = Field("/etc/mvps/broker.key", description='the broker\'s key: a file of mode 0600, or "credential:NAME"')
     operator: str = Field(

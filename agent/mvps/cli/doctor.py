@@ -16,6 +16,7 @@ import re
 import socket
 import ssl
 import struct
+import subprocess
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ KERNEL_FLOOR = (6, 1)
 # include/uapi/linux/capability.h
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 NEEDED = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
+
+UNIT = "mvps-agent.service"
 
 # include/uapi/linux/timex.h
 TIME_ERROR = 5
@@ -230,17 +233,31 @@ def clock() -> Finding:
 
 def key(config: Config) -> Finding:
     """Whether this host's key can be loaded by this user."""
-    source = config.trust.key
     if not config.broker.target:
         return Finding("key", "ok", "not needed: no [broker] target is set")
     from mvps.trust.keys import KeySourceError, Kind, load_key
 
+    source = key_source(config)
     try:
         loaded = load_key(source, Kind.HOST)
     except KeySourceError as error:
         reason, _, advice = str(error).partition("; ")
         return Finding("key", "fail", reason, advice or f"mvps key generate host {source}")
     return Finding("key", "ok", f"{source}, id {loaded.public.key_id.hex()}")
+
+
+def key_source(config: Config) -> str:
+    """Where this host's key lies for who is not the service: the file that its unit hands over as a credential."""
+    source = config.trust.key
+    credential = re.fullmatch(r"credential:(.+)", source)
+    if credential is None or "CREDENTIALS_DIRECTORY" in os.environ:
+        return source
+    try:
+        shown = subprocess.run(["systemctl", "cat", UNIT], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return source  # no systemd, no such unit: reading the key says what a credential needs
+    files: list[str] = re.findall(rf"^LoadCredential={re.escape(credential[1])}:(/.+)$", shown.stdout, re.M)
+    return files[-1] if files else source
 
 
 def epoch(config: Config) -> Finding:
@@ -255,7 +272,7 @@ def epoch(config: Config) -> Finding:
     received = Path(config.agent.state_dir) / RECEIVED
     try:
         operator = load_public(config.trust.operator, Kind.OPERATOR)
-        identity = Identity(config.trust.key, operator, Path(config.trust.manifests), received, config.vantage_id)
+        identity = Identity(key_source(config), operator, Path(config.trust.manifests), received, config.vantage_id)
         epoch_id, _ = identity.epochs.sealing(time.time_ns())
     except (KeySourceError, TrustError, SealError, OSError) as error:
         return Finding("epoch", "fail", str(error), "mvps epoch show FILE prints what a manifest says")

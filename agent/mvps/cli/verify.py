@@ -66,7 +66,7 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.epilog = (
         "examples:\n"
-        "  mvps verify /var/lib/mvps/broker.db --operator operator.pub --manifests /etc/mvps/manifests\n"
+        "  mvps verify /var/lib/mvps-broker/broker.db --operator operator.pub --manifests /etc/mvps/manifests\n"
         "  mvps verify copy.evidence --operator operator.pub --manifests manifests --kept last-month.checkpoint\n"
         "  mvps verify copy.evidence --operator operator.pub --manifests manifests --snapshot host-a/7709 --export .\n"
         "  mvps verify --proof host-a-7709.tlog-proof --operator operator.pub --manifests manifests\n"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mvps.trust.witness import Witness
 
 DEFAULT_LISTEN = "127.0.0.1:7448"
-DEFAULT_STATE = Path("/var/lib/mvps/witness.json")
+DEFAULT_STATE = Path("/var/lib/mvps-witness/heads.json")
 _PUBLIC = "=mvps-public-v1:"
 
 

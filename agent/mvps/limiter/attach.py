@@ -35,7 +35,7 @@ from mvps.limiter.plan import MAX_FLOWS, Plan
 from mvps.probes import libbpf
 from mvps.probes.libbpf import BpfError, BpfMap, BpfObject
 
-GROUP: Final = "mvps"
+GROUP: Final = "mvps-broker"
 OBJECT: Final = Path(libbpf.__file__).parent / "bpf/limiter.bpf.o"
 _PROGRAM: Final = "limiter"
 _BPF_FS: Final = 0xCAFE4A11

@@ -42,6 +42,8 @@ CREDENTIAL_PREFIX: Final = "credential:"
 SECRET_PREFIX: Final = "mvps-secret-v1"
 PUBLIC_PREFIX: Final = "mvps-public-v1"
 OLD_SUFFIX: Final = ".old"
+# What our units hand over in place of a key file that is not there (SetCredential=).
+ABSENT: Final = b"absent"
 _MAX_FILE: Final = 256  # bytes; a secret key with its line end has at most 69, a public one 113
 _FIELD: Final = 2**255 - 19
 # Points of order 1, 2, 4 and 8 as Ed25519 y coordinates: a signature under such a key holds for any message.
@@ -235,7 +237,12 @@ def load_key(source: str, kind: Kind | None = None) -> SecretKey:
     Raises KeySourceError for anything that is not a private, regular file with one such key in it.
     """
     path, credential = _resolve(source)
-    return _parse(_read_private(path, kind, credential=credential), str(path), kind)
+    content = _read_private(path, kind, credential=credential)
+    if credential and content == ABSENT:
+        raise KeySourceError(
+            f"{source}: no key lies where this unit's LoadCredential says; {_how_to_make(kind)} and restart it"
+        )
+    return _parse(content, str(path), kind)
 
 
 def load_keys(source: str, kind: Kind) -> list[SecretKey]:
@@ -244,7 +251,9 @@ def load_keys(source: str, kind: Kind) -> list[SecretKey]:
     keys = [load_key(source, kind)]
     old = _old(path)
     if old.exists():
-        keys.append(_parse(_read_private(old, kind, credential=credential), str(old), kind))
+        content = _read_private(old, kind, credential=credential)
+        if not (credential and content == ABSENT):
+            keys.append(_parse(content, str(old), kind))
     return keys
 
 

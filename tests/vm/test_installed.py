@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Debian packages on a machine of their own: installed, set up as README says, provoked, rebooted, purged.
+
+One machine a release, used by all tests in turn; each builds on what the ones before it left, and the last takes the
+packages away. ``python -m pytest -m vm tests/vm``; ``-k bookworm`` for one release.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.vm.machine import RELEASES, ROOT, Machine, make_image
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(1200)]
+
+# README, "Keys: from nothing to two hosts streaming", for one host that is also the broker's.
+DESK = (
+    "mvps key generate operator operator.key > operator.pub",
+    "mvps key generate broker /etc/mvps/broker.key > broker.pub",
+    "mvps key generate host /etc/mvps/host.key",
+    "mvps enroll request --key /etc/mvps/host.key --vantage host-a > host-a.request",
+    "mvps epoch new --operator-id acme --broker broker.pub --out epoch-1.draft",
+    "mvps enroll approve host-a.request --into epoch-1.draft",
+    "mvps epoch sign epoch-1.draft --key operator.key --out epoch-1.manifest",
+    "cp operator.pub /etc/mvps/ && cp epoch-1.manifest /etc/mvps/manifests/",
+)
+SETTINGS = {"vantage_id": '"host-a"', "target": '"127.0.0.1:7447"', "calibration_ticks": "60"}
+PROGRAMS = "bpftool --json prog show"
+# At least three snapshots wait on disk.
+SPOOLED = """mvps status --json | grep -qE '"spooled": "([3-9]|[1-9][0-9])'"""
+
+
+@pytest.fixture(scope="module", params=RELEASES)
+def release(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def packages(release: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp(f"packages-{release}")
+    subprocess.run([ROOT / "packaging/build-deb", release, "--out", folder], check=True)
+    return sorted(folder.glob("*.deb"))
+
+
+@pytest.fixture(scope="module")
+def machine(release: str, packages: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    make_image(release)
+    with Machine(release, tmp_path_factory.mktemp(f"machine-{release}"), packages) as booted:
+        yield booted
+
+
+@pytest.fixture(scope="module")
+def installed(machine: Machine) -> Machine:
+    machine.must("apt-get install -y --no-install-recommends /mnt/*.deb")
+    return machine
+
+
+@pytest.fixture(scope="module")
+def running(installed: Machine) -> Machine:
+    """Keys made, host admitted, settings written, services started: two commands after the last file."""
+    installed.must("mkdir -p /root/desk")
+    for step in DESK:
+        installed.must(f"cd /root/desk && {step}")
+    edits = " ".join(f"-e 's|^#{name} = .*|{name} = {value}|'" for name, value in SETTINGS.items())
+    installed.must(f"sed -i {edits} /etc/mvps/agent.toml && mvps config --check /etc/mvps/agent.toml")
+    installed.must("systemctl enable --now mvps-broker mvps-agent")
+    installed.until("mvps fleet --json | grep -q host-a")
+    return installed
+
+
+def status(machine: Machine) -> Any:
+    """`mvps status`; its exit code says how the host is, and is not asked for here."""
+    return json.loads(machine.run("mvps status --json").out)
+
+
+def host(machine: Machine) -> Any:
+    """What the broker keeps of host-a."""
+    (vantage,) = json.loads(machine.run("mvps fleet --json").out)["vantages"]
+    return vantage
+
+
+def phase(machine: Machine) -> str:
+    (kernel,) = [s for s in status(machine)["surfaces"] if s["name"] == "kernel"]
+    return str(kernel["phase"]).removeprefix("PHASE_")
+
+
+def attached(machine: Machine) -> set[int]:
+    """Loaded programs of the kinds that are ours; systemd has cgroup programs of its own."""
+    programs = json.loads(machine.must(PROGRAMS))
+    return {p["id"] for p in programs if not p["type"].startswith("cgroup")}
+
+
+def test_building_twice_gives_the_same_bytes(release: str, packages: list[Path], tmp_path: Path) -> None:
+    subprocess.run([ROOT / "packaging/build-deb", release, "--out", tmp_path], check=True)
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("*.deb")} == {p.name: p.read_bytes() for p in packages}
+
+
+def test_the_agent_alone_takes_no_more_than_100_mb(packages: list[Path]) -> None:
+    (agent,) = [package for package in packages if package.name.startswith("mvps_")]
+    shown = subprocess.run(["dpkg-deb", "--field", agent, "Installed-Size"], check=True, capture_output=True, text=True)
+    assert int(shown.stdout) * 1024 <= 100_000_000
+
+
+def test_the_packages_need_no_network_and_start_nothing(installed: Machine) -> None:
+    states = installed.run("systemctl is-active mvps-agent mvps-broker mvps-limiter mvps-witness").out.split()
+    assert set(states) == {"inactive"}
+    assert "mvps 0." in installed.must("mvps --version")
+    assert installed.run("find /usr/lib/mvps -newer /etc/mvps/agent.toml -name '*.pyc'").out == ""
+    for user in ("mvps", "mvps-broker", "mvps-witness"):
+        installed.must(f"test $(stat -c %U:%a /var/lib/{user}) = {user}:750")
+
+
+def test_a_broker_without_its_key_says_what_to_do(installed: Machine) -> None:
+    assert installed.run("systemctl start mvps-broker").code != 0
+    assert "make one with: mvps key generate broker" in installed.must("journalctl -u mvps-broker --no-pager")
+    # Exit code 2 does not heal by itself.
+    assert installed.must("systemctl show -P NRestarts mvps-broker").strip() == "0"
+
+
+def test_snapshots_are_accepted(running: Machine) -> None:
+    running.must("systemctl is-active mvps-agent mvps-broker")
+    running.until('mvps fleet --json | grep -q \'"accepted": "[1-9]\'')
+    assert {v["name"]: v["state"] for v in status(running)["vantages"]} == dict.fromkeys(
+        ("mm", "blk", "sock", "sched", "irq", "path"), "ok"
+    )
+    assert host(running).get("rejected", {}) == {}
+
+
+def test_services_hold_no_more_than_they_need(running: Machine) -> None:
+    for unit, capabilities in (("mvps-agent", 1 << 12 | 1 << 38 | 1 << 39), ("mvps-broker", 0)):
+        text = running.must(f"cat /proc/$(systemctl show -P MainPID {unit})/status")
+        fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+        assert int(fields["CapEff"], 16) == int(fields["CapBnd"], 16) == capabilities
+        assert fields["NoNewPrivs"] == "1"
+        assert fields["Seccomp"] == "2"
+        assert fields["Uid"].split()[0] != "0"
+    assert attached(running)
+
+
+def test_doctor_finds_nothing_missing(running: Machine) -> None:
+    findings = {f["check"]: f for f in json.loads(running.must("mvps doctor --json"))}
+    # Nobody keeps a clock in a machine without a network.
+    assert {name for name, f in findings.items() if f["level"] != "ok"} <= {"clock"}
+    assert findings["key"]["detail"].startswith("/etc/mvps/host.key, id ")
+
+
+def test_a_rotated_key_is_handed_over_with_the_one_before(running: Machine) -> None:
+    running.must("mvps key rotate /etc/mvps/host.key && systemctl restart mvps-agent")
+    before = int(host(running)["accepted"])
+    running.until(f"test $(mvps fleet --json | grep -m1 -o '\"accepted\": \"[0-9]*' | grep -o '[0-9]*$') -gt {before}")
+    # Accepted under the old one: the manifest knows no other yet.
+    assert host(running).get("rejected", {}) == {}
+    running.must("mv /etc/mvps/host.key.old /etc/mvps/host.key && systemctl restart mvps-agent")
+
+
+def test_reclaim_changes_the_phase(running: Machine) -> None:
+    running.until("mvps status | grep -E '^  kernel +BAU'")
+    running.must("head -c 256M /dev/zero > /var/tmp/walked")
+    walk = "while :; do cat /var/tmp/walked > /dev/null; done"
+    limits = "-p MemoryMax=48M -p MemorySwapMax=0 -p RuntimeMaxSec=300"
+    running.must(f"systemd-run --quiet --unit reclaim {limits} sh -c '{walk}'")
+    try:
+        running.until("mvps status | grep -E '^  kernel +(WATCH|ALARM|CRITICAL)'")
+    finally:
+        running.must("systemctl stop reclaim")
+    running.until("mvps status | grep -E '^  kernel +BAU'")
+
+
+def test_what_was_sealed_without_a_broker_is_sent_by_the_next_start(running: Machine) -> None:
+    before = int(host(running)["accepted"])
+    running.must("systemctl stop mvps-broker")
+    running.until(SPOOLED)
+    running.must("systemctl restart mvps-agent")
+    stream = status(running)["stream"]
+    assert int(stream["recovered"]) >= 3
+    assert phase(running) != "CALIBRATING"
+    running.must("systemctl start mvps-broker")
+    running.until("! mvps status --json | grep -q '\"spooled\"'")
+    after = host(running)
+    assert int(after["accepted"]) > before + 3
+    assert after.get("rejected", {}) == {}
+
+
+def test_a_reboot_keeps_counters_baselines_and_spool(running: Machine) -> None:
+    running.must("systemctl stop mvps-broker")
+    running.until(SPOOLED)
+    running.reboot()
+    running.until("systemctl is-active mvps-agent mvps-broker")
+    running.until("mvps fleet --json | grep -q '\"connected\": true'")
+    stream = status(running)["stream"]
+    assert int(stream["recovered"]) >= 3
+    assert phase(running) != "CALIBRATING"
+    running.until("! mvps status --json | grep -q '\"spooled\"'")
+    assert host(running).get("rejected", {}) == {}
+
+
+def test_the_limiter_s_service(running: Machine) -> None:
+    running.must("ip link add mvx0 type veth peer name mvx1 && ip link set mvx0 up && ip link set mvx1 up")
+    running.must("echo 'MVPS_LIMITER_OPTIONS=\"--interface mvx0\"' > /etc/mvps/limiter.env")
+    running.must("sed -i 's|^#limiter = .*|limiter = \"/run/mvps.limiter\"|' /etc/mvps/broker.toml")
+    running.must("systemctl enable --now mvps-limiter && systemctl restart mvps-broker")
+    assert "mvx0: attached native" in running.must("mvps broker limits")
+    limiter = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9466/metrics').read().decode())"
+    assert "mvps_limiter_failing 0" in running.must(f'python3 -c "{limiter}"')
+
+
+def test_stopping_leaves_nothing_attached(running: Machine) -> None:
+    running.must("systemctl stop mvps-agent mvps-broker mvps-limiter")
+    # The limiter is in force without anybody: what is left is its one program, until it is detached.
+    left = [p["type"] for p in json.loads(running.must(PROGRAMS)) if not p["type"].startswith("cgroup")]
+    assert left == ["xdp"]
+    assert running.run("ls -A /run/mvps").out == ""
+
+
+def test_purging_leaves_nothing_behind(running: Machine) -> None:
+    running.must("systemctl start mvps-agent mvps-broker mvps-limiter")
+    running.must("apt-get purge -y mvps mvps-broker")
+    assert attached(running) == set()
+    assert "xdp" not in running.must("ip -details link show mvx0")
+    assert running.run("findmnt --noheadings --types bpf | grep mvps").out == ""
+    assert running.run("systemctl list-units --all --no-legend '*mvps*'").out.strip() == ""
+    assert running.run("ls -d /run/*mvps*").out == ""
+    prune = " -o ".join(f"-path {path}" for path in ("/proc", "/sys", "/mnt", "/root", "/var/log"))
+    assert running.must(f"find / -xdev \\( {prune} \\) -prune -o -name '*mvps*' -print") == ""
+    # Users stay, as of every Debian package: their numbers must not come to somebody else's files.
+    assert "mvps-broker" in running.must("cat /etc/passwd")
