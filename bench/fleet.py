@@ -81,7 +81,7 @@ def _measure(f: int, ticks: int, hosts: list[str]) -> dict[str, Any]:
         decision.append((named - tabled) / 1e6)
         if not np.allclose(fleet.statistics(z, f)[:, :2].reshape(-1, 4), expected):
             raise SystemExit("bench: the statistics differ from those of sorted lists")
-    if [suspect.host for suspect in settled[2].accused] != [17]:
+    if [suspect.host for suspect in settled[2].named] != [17]:
         raise SystemExit("bench: the host that is far out was not named")
     # The first tick has no last one to start from.
     return {

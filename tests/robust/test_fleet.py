@@ -102,6 +102,17 @@ def test_with_evidence_against_it_the_same_host_is_suspected():
     assert labels == {2: Label.LOCAL_FAULT, 7: Label.SUSPECTED_BYZANTINE}
 
 
+@pytest.mark.parametrize("lie", [math.inf, 1e300, 1000.0])
+def test_no_figure_is_too_large_to_be_named_for(lie: float):
+    rng = np.random.default_rng(17)
+    baseline = calibrate(rng, 9, 1, 1)
+    z = quiet(rng, 9, 1)
+    z[4] = lie
+    decision = decide(z, nobody(9), baseline)[0]
+    assert [one.host for one in decision.suspects] == [4]
+    assert (decision.reporting, decision.suspects[0].z) == (9, fleet.HIGH)
+
+
 def test_more_sources_than_f_are_the_fleets_and_nobody_is_named():
     rng = np.random.default_rng(5)
     baseline = calibrate(rng, 16, 1, 3)
@@ -196,11 +207,11 @@ def test_naming_takes_three_ticks_of_the_same_host():
         return decide(z, nobody(16), baseline)[0]
 
     state = Settled()
-    accused = []
+    named = []
     for host in (1, 1, 4, 4, 4, 1):
         state = state.step(tick(host))
-        accused.append([suspect.host for suspect in state.accused])
-    assert accused == [[], [], [], [], [4], []]
+        named.append([suspect.host for suspect in state.named])
+    assert named == [[], [], [], [], [4], []]
     assert state.hysteresis.phase is Phase.BAU
 
 

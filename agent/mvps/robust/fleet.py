@@ -25,7 +25,8 @@ takes 0.6 everywhere.
 **A single source is no liar yet.** An honest host with a real fault diverges just so. It is a LOCAL_FAULT unless there
 is evidence against it from elsewhere; only then is it SUSPECTED_BYZANTINE.
 
-What a host says is clipped to [-4, 1000]: no liar buys silence for more than four ordinary hosts' worth of sum.
+What a host says is clipped to [-4, 1000], and NaN is no report: no liar buys silence for more than four ordinary hosts'
+worth of sum.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def statistics(z: FloatArray, f: int) -> FloatArray:
     NaN for a kind that not more than 2 f hosts reported.
     """
     by_kind = np.clip(z.T, LOW, HIGH)
-    known = np.isfinite(by_kind)
+    known = ~np.isnan(by_kind)
     number = known.sum(axis=1)
     found = np.full((len(by_kind), len(REMOVALS), len(STATISTICS)), np.nan)
     enough = number > 2 * f
@@ -230,12 +231,12 @@ def decide(
 
     theta: share of D^2 that a single source has to account for; by default that of :func:`theta_of`.
     """
-    found = statistics(z, baseline.f)
-    log_p = baseline.log_p(found)
-    known = np.isfinite(z)
+    z = np.clip(z, LOW, HIGH)
+    log_p = baseline.log_p(statistics(z, baseline.f))
     decisions = []
     for kind in range(z.shape[1]):
-        reporting = int(known[:, kind].sum())
+        column = z[:, kind]
+        reporting = int((~np.isnan(column)).sum())
         if not np.isfinite(log_p[kind]).all():
             nothing = Phase.CALIBRATING
             decisions.append(KindDecision(nothing, nothing, 0.0, 0.0, 0.0, math.nan, 0, (), reporting, False))
@@ -243,7 +244,6 @@ def decide(
         everybody, rest, _ = (phase_of(float(p)) for p in log_p[kind])
         d2, minimax, largest = (deviance(float(p), DOF) for p in log_p[kind])
         limit = theta_of(reporting, baseline.f) if theta is None else theta
-        column = z[:, kind]
         moves_at = baseline.moves_at(kind)
         single = everybody >= Phase.ALARM > rest and is_divergent(everybody, d2, minimax, limit)
         suspects = _suspects(column, evidence, baseline.f, moves_at) if single else ()
@@ -263,7 +263,7 @@ def is_divergent(everybody: Phase, d2: float, minimax: float, theta: float = SEE
 
 def _suspects(z: FloatArray, evidence: IndexArray, f: int, moves_at: float) -> tuple[Suspect, ...]:
     """Who of the f farthest hosts moved; the farthest one at least."""
-    heard = np.where(np.isfinite(z), np.clip(z, LOW, HIGH), -np.inf)
+    heard = np.where(np.isnan(z), -np.inf, z)
     farthest = np.argpartition(-heard, f - 1)[:f]
     farthest = farthest[np.lexsort((farthest, -heard[farthest]))]
     moved = np.maximum(heard, 0.0) ** 2
@@ -280,12 +280,12 @@ def _suspects(z: FloatArray, evidence: IndexArray, f: int, moves_at: float) -> t
 class Settled(NamedTuple):
     """The fleet's phase of one kind over ticks, and who has been the source in each of the last ticks.
 
-    accused: hosts that were named in every one of them; label of the latest.
+    named: the suspects of the latest that were suspects in every one of them.
     """
 
     hysteresis: Hysteresis = Hysteresis()
     recent: tuple[frozenset[int], ...] = ()
-    accused: tuple[Suspect, ...] = ()
+    named: tuple[Suspect, ...] = ()
 
     def step(self, decision: KindDecision, ticks: int = 3) -> Settled:
         """After one more tick. Nothing moves until all of the last ``ticks`` agree, nor without a quorum."""
@@ -293,8 +293,8 @@ class Settled(NamedTuple):
             return self
         recent = (*self.recent, frozenset(suspect.host for suspect in decision.suspects))[-ticks:]
         always = frozenset.intersection(*recent) if len(recent) == ticks else frozenset()
-        accused = tuple(suspect for suspect in decision.suspects if suspect.host in always)
-        return Settled(self.hysteresis.step(decision.phase, ticks), recent, accused)
+        named = tuple(suspect for suspect in decision.suspects if suspect.host in always)
+        return Settled(self.hysteresis.step(decision.phase, ticks), recent, named)
 
 
 # ---- coherence across hosts
