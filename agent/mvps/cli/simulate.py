@@ -46,7 +46,11 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
     hijack.add_argument("--runs", type=int, default=200, metavar="N", help="of the spread (default %(default)s)")
     hijack.add_argument("--seed", type=int, default=0, metavar="S", help="same seed, same figures (default 0)")
     hijack.add_argument("--json", action="store_true", help="one JSON object")
-    parser.epilog = "examples:\n  mvps simulate hijack --vantages 16 --liars 3\nexit codes: 0 done, 2 bad arguments, 4 packages are missing"
+    parser.epilog = (
+        "examples:\n"
+        "  mvps simulate hijack --vantages 16 --liars 3\n"
+        "exit codes: 0 done, 2 bad arguments, 4 the broker's packages are missing"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
