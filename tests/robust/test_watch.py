@@ -120,3 +120,18 @@ def test_what_makes_no_fleet():
         FleetWatch(HOSTS[:4], KINDS, 2)
     with pytest.raises(ValueError, match="at least 60 ticks"):
         FleetWatch(HOSTS, KINDS, 2, needed=10)
+
+
+def test_a_kind_that_never_moved_in_calibration_still_counts_once_it_does():
+    """Idle hosts have no reclaim: z is 0 in every tick."""
+
+    def said(ill: float = 0.0) -> list[tuple[str, Mapping[str, float]]]:
+        return [(host, {"mm": ill if host == "host-3" else 0.0}) for host in HOSTS]
+
+    watch = FleetWatch(HOSTS, ("mm",), 1, needed=60 + 12)
+    for _ in range(80):
+        tick = watch.step(said(), NOTHING)
+    assert tick.phase is Phase.BAU
+    for _ in range(3):
+        tick = watch.step(said(40.0), NOTHING)
+    assert [one.host for one in tick.named] == ["host-3"]
