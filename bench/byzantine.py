@@ -55,6 +55,7 @@ FAULT_LIES = ("mimicry", "replay")
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recording", type=Path, default=RECORDING)
+    parser.add_argument("--plot", type=Path, help="also draw the table to this SVG file")
     parser.add_argument("--episodes", type=int, default=0, help="per case (default 5, with --full 20)")
 
 
@@ -225,7 +226,10 @@ def _case(
 def run(given: argparse.Namespace) -> Result:
     episodes = given.episodes or (20 if given.full else 5)
     with threadpool_limits(1):
-        return _study(recorded(given.recording), episodes)
+        result = _study(recorded(given.recording), episodes)
+    if given.plot:
+        given.plot.write_text(drawn(result.details["table"]))
+    return result
 
 
 def _study(source: Recorded, episodes: int) -> Result:
@@ -294,3 +298,35 @@ def _print(title: str, cases: Mapping[str, Any]) -> None:
             ticks = "-" if one["ticks"] is None else f"{one['ticks']:g}"
             cells.append(f"{one['caught']:.2f}/{ticks:>4}/{right:>4}/{one['honest_accused']:.2f}")
         print(f"{case:26}" + "".join(f"{cell:>24}" for cell in cells))
+
+
+def drawn(table: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table as an SVG: per case, N, f and judge the share caught, or the share with an honest host accused."""
+    cell, left, top = 16, 170, 60
+    cases = list(next(iter(table.values())))
+    names = list(next(iter(next(iter(table.values())).values())))
+    group = cell * len(names) + 12
+    width, height = left + group * len(table) + 10, top + (cell + 4) * len(cases) + 10
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
+        'font-size="11">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        f'<text x="4" y="14">columns: {", ".join(names)}; blue: caught, red: honest accused</text>',
+    ]
+    for at, (title, rows) in enumerate(table.items()):
+        x0 = left + group * at
+        parts.append(f'<text x="{x0}" y="{top - 8}">{title}</text>')
+        for row, case in enumerate(cases):
+            y = top + (cell + 4) * row
+            if not at:
+                parts.append(f'<text x="4" y="{y + 12}">{case}</text>')
+            for column, name in enumerate(names):
+                one = rows[case][name]
+                accused = one["honest_accused"]
+                color, share = ("#c0392b", accused) if accused else ("#2471a3", one["caught"])
+                said = f"{title}, {case}, {name}: caught {one['caught']:g}, honest accused {accused:g}"
+                parts.append(
+                    f'<rect x="{x0 + cell * column}" y="{y}" width="{cell - 1}" height="{cell}" stroke="#bbb" '
+                    f'fill="{color}" fill-opacity="{share:g}"><title>{said}</title></rect>'
+                )
+    return "\n".join([*parts, "</svg>", ""])

@@ -4,7 +4,8 @@
 Six kinds of vantage. A tick is: the table of own distances from every host's dictionary, sum and maximum over the three
 removals, p-values, phases, sources and labels, the settling over ticks, and C_2^gm of every kind's distributions about
 a geometric median that starts from the last tick's. f is 1, 1 % and a third of the fleet. Beside it the decision alone
-and the same statistics by sorting Python lists.
+and the same statistics by sorting Python lists. Times are CPU times of the thread, because the host may be shared; the
+wall-clock time of a tick is reported with them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from bench.harness import Result
 from mvps.robust import fleet
 
-SUMMARY = "ms per fleet tick at 10,000 vantages, decision and coherence of six kinds"
+SUMMARY = "ms of CPU per fleet tick at 10,000 vantages, decision and coherence of six kinds"
 BAR_MS = 50.0
 HOSTS = 10_000
 KINDS = ("mm", "blk", "sock", "sched", "irq", "path")
@@ -61,32 +62,34 @@ def _measure(f: int, ticks: int, hosts: list[str]) -> dict[str, Any]:
     evidence = np.zeros(HOSTS, dtype=np.intp)
     settled = [fleet.Settled() for _ in KINDS]
     weights: list[np.ndarray | None] = [None] * len(KINDS)
-    whole, decision, lists, steps = [], [], [], []
+    whole, wall, decision, lists, steps = [], [], [], [], []
     for _ in range(ticks + 1):
         tick = _Tick(rng, hosts)
-        begun = time.perf_counter_ns()
+        entered, begun = time.perf_counter_ns(), time.thread_time_ns()
         z = fleet.table(hosts, KINDS, tick.said)
-        tabled = time.perf_counter_ns()
+        tabled = time.thread_time_ns()
         decided = fleet.decide(z, evidence, baseline)
         settled = [before.step(one) for before, one in zip(settled, decided, strict=True)]
-        named = time.perf_counter_ns()
+        named = time.thread_time_ns()
         for kind, law in enumerate(tick.laws):
             _, median = fleet.kind_coherence(law, f, start=weights[kind])
             weights[kind] = median.weights
             steps.append(median.iterations)
-        done = time.perf_counter_ns()
+        done = time.thread_time_ns()
+        wall.append((time.perf_counter_ns() - entered) / 1e6)
         expected = by_lists(z, f)
-        lists.append((time.perf_counter_ns() - done) / 1e6)
+        lists.append((time.thread_time_ns() - done) / 1e6)
         whole.append((done - begun) / 1e6)
         decision.append((named - tabled) / 1e6)
         if not np.allclose(fleet.statistics(z, f)[:, :2].reshape(-1, 4), expected):
             raise SystemExit("bench: the statistics differ from those of sorted lists")
-    if [suspect.host for suspect in settled[2].accused] != [17]:
+    if [suspect.host for suspect in settled[2].named] != [17]:
         raise SystemExit("bench: the host that is far out was not named")
     # The first tick has no last one to start from.
     return {
         "tick_ms": round(statistics.median(whole[1:]), 2),
         "tick_p95_ms": round(float(np.quantile(whole[1:], 0.95)), 2),
+        "wall_ms": round(statistics.median(wall[1:]), 2),
         "first_tick_ms": round(whole[0], 2),
         "decision_ms": round(statistics.median(decision[1:]), 2),
         "lists_ms": round(statistics.median(lists[1:]), 2),
@@ -106,4 +109,4 @@ def run(given: argparse.Namespace) -> Result:
         )
     slowest = max(one["tick_ms"] for one in found.values())
     details = {"conditions": f"{HOSTS} hosts, {len(KINDS)} kinds, one core, {ticks} ticks each", **found}
-    return Result(slowest, "ms per fleet tick at 10,000 vantages", BAR_MS, slowest <= BAR_MS, details)
+    return Result(slowest, "ms of CPU per fleet tick at 10,000 vantages", BAR_MS, slowest <= BAR_MS, details)

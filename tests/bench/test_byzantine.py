@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from bench import byzantine
@@ -52,3 +54,5 @@ def test_three_of_sixteen_are_named_and_no_honest_host_is_accused(source: Record
     assert all(case["fleet"]["honest_accused"] == 0.0 for case in cases.values())
     assert cases["honest, one local fault"]["mean"]["honest_accused"] == 1.0
     assert cases["honest, all weakly ill"]["fleet"]["caught"] == 1.0
+    drawing = ElementTree.fromstring(byzantine.drawn({"N=16 f=3": cases}))
+    assert len(drawing.findall("{http://www.w3.org/2000/svg}rect")) == 1 + 8 * 4

@@ -4,6 +4,8 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,15 @@ def test_a_file_that_is_none_is_refused(content: bytes, name: str, tmp_path: Pat
     assert main(["simulate", "hijack", "--as-rel", str(path)]) == exits.USAGE
     said = capsys.readouterr().err
     assert "line 1" in said or "cannot read" in said
+
+
+def test_without_the_brokers_packages_it_says_what_to_install():
+    script = (
+        "import sys\n"
+        "for name in ('scipy', 'sklearn'): sys.modules[name] = None\n"
+        "from mvps.cli.main import main\n"
+        "sys.exit(main(['simulate', 'hijack']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == exits.NOT_PERMITTED
+    assert "pip install 'mvps[broker]'" in done.stderr

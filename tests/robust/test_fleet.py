@@ -102,6 +102,17 @@ def test_with_evidence_against_it_the_same_host_is_suspected():
     assert labels == {2: Label.LOCAL_FAULT, 7: Label.SUSPECTED_BYZANTINE}
 
 
+@pytest.mark.parametrize("lie", [math.inf, 1e300, 1000.0])
+def test_no_figure_is_too_large_to_be_named_for(lie: float):
+    rng = np.random.default_rng(17)
+    baseline = calibrate(rng, 9, 1, 1)
+    z = quiet(rng, 9, 1)
+    z[4] = lie
+    decision = decide(z, nobody(9), baseline)[0]
+    assert [one.host for one in decision.suspects] == [4]
+    assert (decision.reporting, decision.suspects[0].z) == (9, fleet.HIGH)
+
+
 def test_more_sources_than_f_are_the_fleets_and_nobody_is_named():
     rng = np.random.default_rng(5)
     baseline = calibrate(rng, 16, 1, 3)
@@ -196,11 +207,11 @@ def test_naming_takes_three_ticks_of_the_same_host():
         return decide(z, nobody(16), baseline)[0]
 
     state = Settled()
-    accused = []
+    named = []
     for host in (1, 1, 4, 4, 4, 1):
         state = state.step(tick(host))
-        accused.append([suspect.host for suspect in state.accused])
-    assert accused == [[], [], [], [], [4], []]
+        named.append([suspect.host for suspect in state.named])
+    assert named == [[], [], [], [], [4], []]
     assert state.hysteresis.phase is Phase.BAU
 
 
@@ -217,25 +228,25 @@ def test_a_fault_within_the_calibration_window_is_left_out():
         fit_baseline(np.stack(window[:59]), 1)
 
 
-def test_thetas_table_is_what_the_simulation_gives():
-    for number, f in ((5, 1), (16, 1), (16, 4), (64, 32 - 1)):
-        assert fleet.theta_of(number, f) == pytest.approx(fleet.simulate_theta(number, f, 4000), abs=0.03)
+@pytest.mark.parametrize(("number", "f"), [(3, 1), (5, 1), (5, 2), (8, 2), (12, 5), (16, 1), (16, 4), (64, 31)])
+def test_thetas_table_is_what_the_simulation_gives(number: int, f: int):
+    exact = max(fleet.simulate_theta(number, f, 4000), fleet.SEED_THETA)
+    assert fleet.theta_of(number, f) == pytest.approx(exact, abs=0.07)
 
 
-@pytest.mark.parametrize(("number", "f"), [(20, 1), (28, 3), (100, 5), (100, 20)])
+@pytest.mark.parametrize(("number", "f"), [(7, 2), (11, 2), (20, 1), (28, 3), (50, 24), (100, 20)])
 def test_between_the_tables_rows_theta_errs_high(number: int, f: int):
-    exact = fleet.simulate_theta(number, f, 1500)
-    assert exact - 0.02 <= fleet.theta_of(number, f) <= exact + 0.25
+    assert fleet.theta_of(number, f) >= fleet.simulate_theta(number, f, 1500) - 0.03
 
 
-def test_theta_grows_with_f_and_the_sources_suits_one_liar_of_about_twenty():
-    assert fleet.theta_of(16, 1) > fleet.SEED_THETA > fleet.theta_of(32, 1)
+def test_theta_grows_with_f_and_falls_with_the_fleet_to_the_sources():
     for number in range(3, 300):
         values = [fleet.theta_of(number, f) for f in range(1, (number - 1) // 2 + 1)]
         assert values == sorted(values)
-        assert 0.25 <= values[0] <= values[-1] < 1.0
+        assert fleet.SEED_THETA <= values[0] <= values[-1] < 1.0
     falling = [fleet.theta_of(number, 1) for number in range(3, 3000)]
     assert falling == sorted(falling, reverse=True)
+    assert fleet.theta_of(64, 31) == fleet.SEED_THETA < fleet.theta_of(5, 1)
     assert fleet.theta_of(2, 1) == fleet.theta_of(9, 0) == 1.0
 
 

@@ -8,9 +8,10 @@ import pytest
 from scipy import stats
 from sklearn.covariance import MinCovDet
 
+from mvps.coherence.distance import phi_d
 from mvps.coherence.special import hotelling_limit
 from mvps.robust import scatter as scatter_module
-from mvps.robust.scatter import fit_scatter, null_law, phi_byz
+from mvps.robust.scatter import fit_scatter, null_law
 
 SIGMA = np.array([[1.0, 0.6, 0.0], [0.6, 2.0, 0.3], [0.0, 0.3, 0.5]])
 FLOOR = np.full(3, 1e-9)
@@ -59,7 +60,7 @@ def test_contaminated_ticks_do_not_move_it(share: float):
     assert np.abs(x.mean(axis=0) - 0.98).min() > 4e-3
     assert robust.weight[:ill].sum() == 0.0
     assert robust.d2(x[:ill]).min() > 100.0
-    assert phi_byz(float(robust.d2(x[:1])[0])) < 1e-6
+    assert phi_d(float(robust.d2(x[:1])[0])) < 1e-6
 
 
 def test_affine_equivariance():

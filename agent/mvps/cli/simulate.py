@@ -32,7 +32,7 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
         "  mvps simulate hijack --as-rel 20260101.as-rel2.txt.bz2 --hijacker 64500 --origin 64496 --json\n"
         "AS relationships are CAIDA's serial-1 or serial-2 files, plain, .gz or .bz2; you supply them. Without one\n"
         "the graph is made up, and the same for the same --seed.\n"
-        "exit codes: 0 done, 2 bad arguments or a file that is none",
+        "exit codes: 0 done, 2 bad arguments or a file that is none, 4 the broker's packages are missing",
     )
     hijack.add_argument("--vantages", type=int, default=5, metavar="N", help="of them all (default %(default)s)")
     hijack.add_argument("--liars", type=int, default=1, metavar="F", help="below N/2 (default %(default)s)")
@@ -46,7 +46,11 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
     hijack.add_argument("--runs", type=int, default=200, metavar="N", help="of the spread (default %(default)s)")
     hijack.add_argument("--seed", type=int, default=0, metavar="S", help="same seed, same figures (default 0)")
     hijack.add_argument("--json", action="store_true", help="one JSON object")
-    parser.epilog = "examples:\n  mvps simulate hijack --vantages 16 --liars 3\nexit codes: 0 done, 2 bad arguments"
+    parser.epilog = (
+        "examples:\n"
+        "  mvps simulate hijack --vantages 16 --liars 3\n"
+        "exit codes: 0 done, 2 bad arguments, 4 the broker's packages are missing"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -55,8 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         from mvps.robust import hijack
         from mvps.robust.minimax import TooManyRemovals
     except ModuleNotFoundError as error:
-        advice = f"install the broker's packages: pip install 'mvps[broker]' ({error.name} is missing)"
-        raise exits.Failure(exits.USAGE, advice) from None
+        advice = f"{error.name} is missing, which the simulation needs: pip install 'mvps[broker]'"
+        raise exits.Failure(exits.NOT_PERMITTED, advice) from None
     if arguments.events < 20:
         raise exits.Failure(exits.USAGE, f"--events {arguments.events}: at least 20, or every tick looks like another")
     try:

@@ -18,14 +18,15 @@ p-value, so that the seeds' 7.81 and 11.34 are WATCH and ALARM on it whatever N 
 
     Delta_byz = D^2 - D_minimax,     single source:  Phi_K in {ALARM, CRITICAL}  and  Delta_byz > theta D^2
 
-and, which is ours, what is left after the removal is no ALARM of its own. theta depends on N and f: it is the share of
-Delta_byz that 95 % of honest faults of the *whole* fleet stay below, simulated (:func:`simulate_theta`). The source
-takes 0.6 everywhere.
+and, which is ours, what is left after the removal is no ALARM of its own. theta is such that 95 % of honest faults of
+the *whole* fleet name nobody, simulated for each N and f (:func:`simulate_theta`). Because of the second condition the
+source's 0.6 is enough from 8 hosts on, except for f near N/2.
 
 **A single source is no liar yet.** An honest host with a real fault diverges just so. It is a LOCAL_FAULT unless there
 is evidence against it from elsewhere; only then is it SUSPECTED_BYZANTINE.
 
-What a host says is clipped to [-4, 1000]: no liar buys silence for more than four ordinary hosts' worth of sum.
+What a host says is clipped to [-4, 1000], and NaN is no report: no liar buys silence for more than four ordinary hosts'
+worth of sum.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def statistics(z: FloatArray, f: int) -> FloatArray:
     NaN for a kind that not more than 2 f hosts reported.
     """
     by_kind = np.clip(z.T, LOW, HIGH)
-    known = np.isfinite(by_kind)
+    known = ~np.isnan(by_kind)
     number = known.sum(axis=1)
     found = np.full((len(by_kind), len(REMOVALS), len(STATISTICS)), np.nan)
     enough = number > 2 * f
@@ -232,12 +233,12 @@ def decide(
 
     theta: share of D^2 that a single source has to account for; by default that of :func:`theta_of`.
     """
-    found = statistics(z, baseline.f)
-    log_p = baseline.log_p(found)
-    known = np.isfinite(z)
+    z = np.clip(z, LOW, HIGH)
+    log_p = baseline.log_p(statistics(z, baseline.f))
     decisions = []
     for kind in range(z.shape[1]):
-        reporting = int(known[:, kind].sum())
+        column = z[:, kind]
+        reporting = int((~np.isnan(column)).sum())
         if not np.isfinite(log_p[kind]).all():
             nothing = Phase.CALIBRATING
             decisions.append(KindDecision(nothing, nothing, 0.0, 0.0, 0.0, math.nan, 0, (), reporting, False))
@@ -245,7 +246,6 @@ def decide(
         everybody, rest, _ = (phase_of(float(p)) for p in log_p[kind])
         d2, minimax, largest = (deviance(float(p), DOF) for p in log_p[kind])
         limit = theta_of(reporting, baseline.f) if theta is None else theta
-        column = z[:, kind]
         moves_at = baseline.moves_at(kind)
         single = everybody >= Phase.ALARM > rest and is_divergent(everybody, d2, minimax, limit)
         suspects = _suspects(column, evidence, baseline.f, moves_at) if single else ()
@@ -265,7 +265,7 @@ def is_divergent(everybody: Phase, d2: float, minimax: float, theta: float = SEE
 
 def _suspects(z: FloatArray, evidence: IndexArray, f: int, moves_at: float) -> tuple[Suspect, ...]:
     """Who of the f farthest hosts moved; the farthest one at least."""
-    heard = np.where(np.isfinite(z), np.clip(z, LOW, HIGH), -np.inf)
+    heard = np.where(np.isnan(z), -np.inf, z)
     farthest = np.argpartition(-heard, f - 1)[:f]
     farthest = farthest[np.lexsort((farthest, -heard[farthest]))]
     moved = np.maximum(heard, 0.0) ** 2
@@ -282,12 +282,12 @@ def _suspects(z: FloatArray, evidence: IndexArray, f: int, moves_at: float) -> t
 class Settled(NamedTuple):
     """The fleet's phase of one kind over ticks, and who has been the source in each of the last ticks.
 
-    accused: hosts that were named in every one of them; label of the latest.
+    named: the suspects of the latest that were suspects in every one of them.
     """
 
     hysteresis: Hysteresis = Hysteresis()
     recent: tuple[frozenset[int], ...] = ()
-    accused: tuple[Suspect, ...] = ()
+    named: tuple[Suspect, ...] = ()
 
     def step(self, decision: KindDecision, ticks: int = 3) -> Settled:
         """After one more tick. Nothing moves until all of the last ``ticks`` agree, nor without a quorum."""
@@ -295,8 +295,8 @@ class Settled(NamedTuple):
             return self
         recent = (*self.recent, frozenset(suspect.host for suspect in decision.suspects))[-ticks:]
         always = frozenset.intersection(*recent) if len(recent) == ticks else frozenset()
-        accused = tuple(suspect for suspect in decision.suspects if suspect.host in always)
-        return Settled(self.hysteresis.step(decision.phase, ticks), recent, accused)
+        named = tuple(suspect for suspect in decision.suspects if suspect.host in always)
+        return Settled(self.hysteresis.step(decision.phase, ticks), recent, named)
 
 
 # ---- coherence across hosts
@@ -318,43 +318,37 @@ def kind_coherence(
 # ---- theta
 
 _SHARES = (0.0, 0.1, 0.25, 0.5)  # f / N; 0 stands for f = 1
-_LEAST_THETA = 0.25
 _THETA_FAULT = 4.0
-# N -> simulate_theta(N, f) for f = N times each of _SHARES, rounded up, 1 at least and below N/2.
+# N -> simulate_theta(N, f), or the source's if larger; f is N times each of _SHARES, rounded up, below N/2.
 _THETA: Mapping[int, tuple[float, ...]] = {
     3: (0.98, 0.98, 0.98, 0.98),
-    4: (0.95, 0.95, 0.95, 0.95),
-    5: (0.92, 0.92, 0.98, 0.98),
-    6: (0.89, 0.89, 0.97, 0.97),
-    8: (0.84, 0.84, 0.93, 0.97),
-    12: (0.75, 0.87, 0.92, 0.97),
-    16: (0.68, 0.80, 0.91, 0.98),
-    32: (0.38, 0.70, 0.87, 0.97),
-    64: (0.19, 0.61, 0.84, 0.97),
-    128: (0.11, 0.57, 0.83, 0.97),
-    1024: (0.02, 0.53, 0.81, 0.97),
-    8192: (0.00, 0.38, 0.74, 0.95),
+    4: (0.93, 0.93, 0.93, 0.93),
+    5: (0.82, 0.82, 0.98, 0.98),
+    6: (0.60, 0.60, 0.96, 0.96),
+    8: (0.60, 0.60, 0.82, 0.97),
+    12: (0.60, 0.60, 0.60, 0.97),
+    32: (0.60, 0.60, 0.60, 0.96),
+    64: (0.60, 0.60, 0.60, 0.60),
 }
 
 
 def theta_of(number: int, f: int) -> float:
-    """theta for N hosts and f liars: of the table's next smaller N and next larger f/N, which errs high; 0.25 at least.
+    """theta for N hosts and f liars: of the table's next smaller N and next larger f/N, which errs high.
 
-    1 (nothing is ever accused) where f is 0 or not below N/2.
+    1 (nobody is ever named) where f is 0 or not below N/2.
     """
     if not 1 <= f < number / 2:
         return 1.0
     row = _THETA[max(n for n in _THETA if n <= number)]
-    column = 0 if f == 1 else next(i for i, share in enumerate(_SHARES) if f <= share * number)
-    return max(row[column], _LEAST_THETA)
+    return row[0 if f == 1 else next(i for i, share in enumerate(_SHARES) if f <= share * number)]
 
 
 def simulate_theta(number: int, f: int, ticks: int = 20_000, level: float = 0.95, seed: int = 0) -> float:
-    """Share of D^2 that Delta_byz stays below in ``level`` of the ticks of an honest fault that raises an alarm.
+    """theta with which, in ``level`` of the ticks in which an honest fault raises an alarm, nobody is named for it.
 
     Independent Gaussian hosts; the fault moves every host, by four standard deviations on average and by sizes that
     differ as an exponential law does: one host in five less than one, one in forty more than 15. (Of faults so weak
-    that they show in the sum over all hosts only, a large f can explain everything, and theta would be 1.)
+    that they show in the sum over all hosts only, a large f can explain everything.)
     """
     rng = np.random.default_rng((seed, number, f))
     chunk = max(1, min(ticks, 4_000_000 // number))
@@ -366,7 +360,7 @@ def simulate_theta(number: int, f: int, ticks: int = 20_000, level: float = 0.95
         everybody = _log_p(total, z.max(axis=1), number)
         rest = _log_p(total - falling[:, :f].sum(axis=1), falling[:, f], number - f)
         shares += [
-            1.0 - deviance(r, DOF) / deviance(e, DOF)
+            1.0 - deviance(r, DOF) / deviance(e, DOF) if r > LOG_LEVELS[1] else 0.0
             for e, r in zip(everybody.tolist(), rest.tolist(), strict=True)
             if e <= LOG_LEVELS[1]
         ]

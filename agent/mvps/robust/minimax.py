@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mvps.coherence.axes import BoolArray, entropy
-from mvps.coherence.distance import PHI_SCALE
+from mvps.coherence.distance import phi_d
 from mvps.coherence.observation import FloatArray
 
 MAX_REMOVALS = 5000
@@ -220,7 +220,7 @@ class Divergence(NamedTuple):
     @property
     def phi_byz(self) -> float:
         """Phase distance exp(-D_minimax / 6.25) of what no removal explains."""
-        return math.exp(-self.minimax / PHI_SCALE)
+        return phi_d(self.minimax)
 
 
 def divergence(d2: FloatArray, masks: BoolArray) -> Divergence:

@@ -30,7 +30,6 @@ from scipy.stats import f as f_distribution
 from sklearn.covariance import MinCovDet
 
 from mvps.coherence.axes import BoolArray
-from mvps.coherence.distance import PHI_SCALE
 from mvps.coherence.mcd import fast_mcd, squared_distances
 from mvps.coherence.observation import FloatArray
 from mvps.coherence.special import chi2_cdf, chi2_ppf
@@ -77,11 +76,6 @@ class RobustScatter(NamedTuple):
     def d2(self, x: FloatArray) -> FloatArray:
         """D^2 of vectors x (n, p), shape (n,)."""
         return squared_distances(x, self.location, self.covariance)
-
-
-def phi_byz(d2: float) -> float:
-    """Phi_D^byz = exp(-D^2_mcd / 6.25) in [0, 1]."""
-    return math.exp(-d2 / PHI_SCALE)
 
 
 def fit_scatter(x: FloatArray, floor: FloatArray, small_sample: bool = True) -> RobustScatter:
