@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "interop": set(),
     "probes": set(),
     "provoke": set(),
+    "surplus": {"coherence"},
     "trust": {"v1"},
     "vantages": {"coherence", "probes"},
     "stream": {"trust", "v1"},
@@ -41,7 +42,7 @@ MAY_IMPORT = {
         "witness",
     },
 }
-PURE = {"coherence": {"numpy"}, "interop": {"scapy"}}
+PURE = {"coherence": {"numpy"}, "interop": {"scapy"}, "surplus": {"llguidance", "numpy", "pydantic"}}
 STANDARD_IO = {"asyncio", "io", "os", "pathlib", "random", "socket", "subprocess", "threading", "time"}
 
 
