@@ -49,4 +49,6 @@ def test_taken_is_take_along_axis() -> None:
     columns = chance.integers(9, size=(4, 3))
     np.testing.assert_array_equal(taken(values, columns), np.take_along_axis(values, columns, axis=1))
     np.testing.assert_array_equal(taken(values[:1], columns[:1]), np.take_along_axis(values[:1], columns[:1], axis=1))
-    np.testing.assert_array_equal(taken(values[:, ::2], columns // 2), np.take_along_axis(values[:, ::2], columns // 2, 1))
+    np.testing.assert_array_equal(
+        taken(values[:, ::2], columns // 2), np.take_along_axis(values[:, ::2], columns // 2, 1)
+    )

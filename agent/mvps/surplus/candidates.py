@@ -8,6 +8,8 @@ is partitioned. Exact, also with ties and -inf; a row with NaN shows it among it
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +17,7 @@ IndexArray = npt.NDArray[np.intp]
 Logits = npt.NDArray[np.floating]
 
 _WIDTH = 2048
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 def top_k(logits: Logits, k: int) -> IndexArray:
@@ -35,10 +38,12 @@ def top_k(logits: Logits, k: int) -> IndexArray:
     return taken(pool, kept)
 
 
-def taken(values: npt.NDArray[np.generic], columns: IndexArray) -> npt.NDArray[np.generic]:
+def taken(values: npt.NDArray[_Number], columns: IndexArray) -> npt.NDArray[_Number]:
     """values[i, columns[i]] for every row i: (n, k)."""
     rows, width = values.shape
     if rows == 1:
-        return values[0].take(columns)
+        row: npt.NDArray[_Number] = values[0].take(columns)
+        return row
     # Flat positions cost half of what take_along_axis costs.
-    return values.take(columns + np.arange(0, rows * width, width)[:, None])
+    found: npt.NDArray[_Number] = values.take(columns + np.arange(0, rows * width, width)[:, None])
+    return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a text stands and how it moves: angles to its goal, leakage out of its constraints, tension, energy (002 sec. 3).
+"""Where a text stands and how it moves: angle to its goal, leakage, tension, mass and energy (002 sec. 3).
 
 With e the embedding of the current window, g that of the goal, and S the span of the constraint exemplars:
 
@@ -89,8 +89,11 @@ class TensionWeights:
     concentration: float = 1.0
 
 
+EQUAL_TENSION = TensionWeights()
+
+
 def tension(
-    theta: FloatArray, leakage: FloatArray, sse: FloatArray | float, weights: TensionWeights = TensionWeights()
+    theta: FloatArray, leakage: FloatArray, sse: FloatArray | float, weights: TensionWeights = EQUAL_TENSION
 ) -> FloatArray:
     """Semantic tension iT >= 0."""
     total: FloatArray = (
@@ -108,7 +111,8 @@ def concentration(p: FloatArray) -> FloatArray:
         return np.ones(len(p))
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.where(p > 0.0, p * np.log(p), 0.0).sum(axis=1)
-    return np.clip(1.0 - entropy / math.log(count), 0.0, 1.0)
+    share: FloatArray = np.clip(1.0 - entropy / math.log(count), 0.0, 1.0)
+    return share
 
 
 class Potential(enum.Enum):
@@ -201,9 +205,7 @@ class TickRule:
         if not 1 <= self.usual <= self.most:
             raise ValueError(f"a tick of usually {self.usual} and at most {self.most} tokens: 1 <= usual <= most")
 
-    def ends(
-        self, tokens: npt.NDArray[np.int64], at_boundary: BoolArray, at_tool: BoolArray
-    ) -> BoolArray:
+    def ends(self, tokens: npt.NDArray[np.int64], at_boundary: BoolArray, at_tool: BoolArray) -> BoolArray:
         """Which rows' tick ends here; tokens: since their last tick, this one included."""
         over: BoolArray = at_tool | (at_boundary & (tokens >= self.usual)) | (tokens >= self.most)
         return over

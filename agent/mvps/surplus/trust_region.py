@@ -34,7 +34,7 @@ MODES = ("kl", "box", "l2")
 
 _MAX_GAIN = 700.0  # exp(-700) is still a normal double: more gain would change nothing that can be sampled
 _STEPS = 60
-_SLACK = 1e-6  # how much of the budget the root may leave unused, relative
+_SLACK = 1e-5
 _LEAST_SLACK = 1e-14  # and absolute: KL itself is not known better than this
 
 
@@ -84,7 +84,14 @@ def tilt(log_weights: FloatArray, objective: FloatArray, epsilon: FloatArray | f
     log_weights, objective: (n, k). epsilon: nats, (n,) or one for all. eta_floor: smallest eta (ours): where all J
     are nearly equal, spending the whole budget would amplify their noise.
     """
-    log_p, p, a, spread = _prepared(log_weights, objective)
+    return tilt_normalised(log_normalised(log_weights), objective, epsilon, eta_floor)
+
+
+def tilt_normalised(
+    log_p: FloatArray, objective: FloatArray, epsilon: FloatArray | float, eta_floor: float = 0.0
+) -> Tilt:
+    """``tilt`` of rows that are normalised already."""
+    p, a, spread = _prepared(log_p, objective)
     budget = _limits(epsilon, spread)
     with np.errstate(divide="ignore"):
         most = np.minimum(spread / eta_floor, _MAX_GAIN) if eta_floor > 0.0 else np.full(spread.shape, _MAX_GAIN)
@@ -101,7 +108,8 @@ def clamp(log_weights: FloatArray, objective: FloatArray, delta: FloatArray | fl
 
     Logit changes are (J - E_p[J]) / eta, clamped to [-delta, delta]; then KL(q||p) <= delta^2 / 2.
     """
-    log_p, p, a, spread = _prepared(log_weights, objective)
+    log_p = log_normalised(log_weights)
+    p, a, spread = _prepared(log_p, objective)
     limit = _limits(delta, spread)
     wanted = (spread / eta)[:, None] * (a - (p * a).sum(axis=1, keepdims=True))
     used = np.where((spread > 0.0) & (limit > 0.0), eta, np.inf)
@@ -114,7 +122,8 @@ def shrink(log_weights: FloatArray, objective: FloatArray, delta: FloatArray | f
     The norm is that of the changes less their mean over the support: a constant added to all logits moves nothing
     and must not count (the text's norm counts it).
     """
-    log_p, p, a, spread = _prepared(log_weights, objective)
+    log_p = log_normalised(log_weights)
+    p, a, spread = _prepared(log_p, objective)
     limit = _limits(delta, spread)
     wanted = (spread / eta)[:, None] * centred(a, p > 0.0)
     norm = np.sqrt((wanted * wanted).sum(axis=1))
@@ -133,12 +142,12 @@ def centred(change: FloatArray, support: BoolArray) -> FloatArray:
 
 def _limits(given: FloatArray | float, spread: FloatArray) -> FloatArray:
     """One limit per row, not below 0; a limit that is not a number is 0."""
-    return np.broadcast_to(np.fmax(np.asarray(given, dtype=np.float64), 0.0), spread.shape)
+    limits: FloatArray = np.fmax(given, 0.0) + np.zeros_like(spread)
+    return limits
 
 
-def _prepared(log_weights: FloatArray, objective: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """log p, p, J scaled to a in [-1, 0] and its spread s >= 0; a row that must not move has spread 0."""
-    log_p = log_normalised(log_weights)
+def _prepared(log_p: FloatArray, objective: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """p, J scaled to a in [-1, 0] and its spread s >= 0; a row that must not move has spread 0."""
     p = np.exp(log_p)
     j = np.asarray(objective, dtype=np.float64)
     inside = p > 0.0
@@ -150,43 +159,53 @@ def _prepared(log_weights: FloatArray, objective: FloatArray) -> tuple[FloatArra
         usable = np.isfinite(spread) & (spread > 0.0)
         spread = np.where(usable, spread, 0.0)
         a = np.where(inside & usable[:, None], (j - best[:, None]) / np.where(usable, spread, 1.0)[:, None], 0.0)
-    return log_p, p, a, spread
+    return p, a, spread
 
 
-def _gains(
-    p: FloatArray, a: FloatArray, budget: FloatArray, most: FloatArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Gain beta in [0, most] with KL(beta) = budget or beta = most, its KL and log Z; 0 where most is 0."""
+def _gains(p: FloatArray, a: FloatArray, budget: FloatArray, most: FloatArray) -> tuple[FloatArray, ...]:
+    """Gain beta in [0, most] with KL(beta) = budget or beta = most, its KL and log Z; all 0 where most is 0."""
     slack = np.maximum(_SLACK * budget, _LEAST_SLACK)
+    least = budget - slack
     aim = np.sqrt(np.maximum(budget - 0.5 * slack, 0.0))
+    powers = np.empty((*a.shape, 4))
+    powers[:, :, 0] = 1.0
+    powers[:, :, 1] = a
+    np.multiply(a, a, out=powers[:, :, 2])
+    np.multiply(powers[:, :, 2], a, out=powers[:, :, 3])
     low, high = np.zeros_like(most), np.full_like(most, np.inf)
-    kept_kl, kept_log_z = np.zeros_like(most), np.zeros_like(most)
-    mean = (p * a).sum(axis=1)
-    variance = (p * a * a).sum(axis=1) - mean * mean
+    moved = open_rows = most > 0.0
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        gain = np.fmin(np.sqrt(2.0) * aim / np.sqrt(np.maximum(variance, 0.0)), most)
-        open_rows = most > 0.0
+        # sqrt(KL) = beta sqrt(var / 2) (1 + beta skew / (3 var)) + ...: solved for beta, to second order.
+        _, mean, square, cube = np.matmul(p[:, None, :], powers)[:, 0].T
+        variance = square - mean * mean
+        gain = aim * np.sqrt(2.0 / np.maximum(variance, 0.0))
+        skew = cube - mean * (3.0 * square - 2.0 * mean * mean)
+        gain = np.fmin(gain / np.maximum(1.0 + gain * skew / (3.0 * variance), 0.2), most)
         for _ in range(_STEPS):
-            weight = p * np.exp(gain[:, None] * a)
-            z = weight.sum(axis=1)
-            moment = weight * a
-            mean = moment.sum(axis=1) / z
-            log_z = np.log(z)
-            kl = np.maximum(gain * mean - log_z, 0.0)
-            near = open_rows & (kl <= budget)
-            low = np.where(near, gain, low)
-            kept_kl, kept_log_z = np.where(near, kl, kept_kl), np.where(near, log_z, kept_log_z)
-            high = np.where(open_rows & ~near, gain, high)
-            open_rows = open_rows & ~(near & ((kl >= budget - slack) | (gain >= most))) & (high > low)
+            z, mean, square, kl, log_z = _moments(p, a, powers[:, :, :3], gain)
+            near = kl <= budget
+            low = np.where(open_rows & near, gain, low)
+            open_rows = open_rows & ~(near & ((kl >= least) | (gain >= most)))
             if not open_rows.any():
                 break
-            variance = (moment * a).sum(axis=1) / z - mean * mean
+            high = np.where(near, high, gain)
             root = np.sqrt(kl)
-            step = np.minimum(gain - (root - aim) * 2.0 * root / (gain * variance), most)
+            step = np.minimum(gain - (root - aim) * 2.0 * root / (gain * (square / z - mean * mean)), most)
             # Without a far end yet, the largest gain is tried; steps that are not numbers are not inside.
             outside = np.where(np.isfinite(high), 0.5 * (low + high), most)
             gain = np.where((step > low) & (step < high), step, outside)
-    return low, kept_kl, kept_log_z
+        if not np.array_equal(gain, low):
+            _, _, _, kl, log_z = _moments(p, a, powers[:, :, :3], low)
+    return low, np.where(moved, kl, 0.0), np.where(moved, log_z, 0.0)
+
+
+def _moments(p: FloatArray, a: FloatArray, powers: FloatArray, gain: FloatArray) -> tuple[FloatArray, ...]:
+    """Z, mean of a, sum of w a^2, KL and log Z under weights w = p exp(gain a)."""
+    weight = p * np.exp(gain[:, None] * a)
+    z, first, square = np.matmul(weight[:, None, :], powers)[:, 0].T
+    mean = first / z
+    log_z = np.log(z)
+    return z, mean, square, np.maximum(gain * mean - log_z, 0.0), log_z
 
 
 def _by_logits(log_p: FloatArray, p: FloatArray, wanted: FloatArray, eta: FloatArray) -> Tilt:
