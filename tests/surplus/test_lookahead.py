@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from mvps.surplus.lookahead import UNKNOWN, Bigram, Triggers, discounted, paths
 @given(st.lists(st.integers(0, 6), max_size=60))
 def test_the_bigram_is_the_most_frequent_successor(history: list[int]) -> None:
     counts: dict[int, Counter[int]] = defaultdict(Counter)
-    for first, second in zip(history, history[1:], strict=False):
+    for first, second in pairwise(history):
         counts[first][second] += 1
     model = Bigram(np.array(history, dtype=np.int64), 7)
     for token in range(7):

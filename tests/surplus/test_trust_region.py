@@ -49,9 +49,9 @@ def cases(count: int, k: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.nda
     return weights, objective, 10.0 ** chance.uniform(-6, 1, size=count)
 
 
-@pytest.mark.parametrize(("k", "seed"), [(2, 1), (8, 2), (50, 3), (300, 4)])
-def test_the_budget_holds_over_a_hundred_thousand_cases(k: int, seed: int) -> None:
-    weights, objective, epsilon = cases(30_000, k, seed)
+@pytest.mark.parametrize(("k", "count"), [(2, 30_000), (8, 50_000), (50, 18_000), (300, 2_000)])
+def test_the_budget_holds_over_a_hundred_thousand_cases(k: int, count: int) -> None:
+    weights, objective, epsilon = cases(count, k, seed=k)
     moved = tilt(weights, objective, epsilon)
     alive = np.isfinite(weights.max(axis=1))
     again = kl_of(weights[alive], moved.change[alive])
@@ -69,7 +69,7 @@ def test_the_budget_holds_over_a_hundred_thousand_cases(k: int, seed: int) -> No
     spends = (nearest > epsilon[alive]) & ((best - worst) / moved.eta[alive] < 699.0)
     exact = np.abs(moved.kl[alive] - epsilon[alive]) <= 1e-5 * epsilon[alive] + 1e-13
     assert np.all(exact[spends & (best > worst)])
-    assert np.count_nonzero(spends) > 5_000
+    assert np.count_nonzero(spends) > count // 6
 
 
 def test_eta_is_the_root_that_scipy_finds() -> None:
