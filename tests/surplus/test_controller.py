@@ -218,7 +218,7 @@ def test_breaking_tokens_lose_and_repairing_ones_gain_when_debt_is_high() -> Non
     assert unit.requests.debt_run[0] >= 2, "above .6 at .8 and 1.0"
     gated = unit.apply(before.copy(), np.array([0]), control(1, budget=0.1), np.ones(1))
     assert gated.change[0, gated.candidates[0].tolist().index(good)] > plain
-    for _ in range(2):
+    for _ in range(3):
         unit.advance(np.array([0]), np.array([good]))
     assert unit.requests.debt_run[0] == 0
 
