@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from mvps.coherence.observation import FloatArray
+from mvps.surplus.indicators import CRP_LIMIT
 from mvps.surplus.structure import TokenArray
 from mvps.surplus.trust_region import BoolArray
 
@@ -49,10 +50,10 @@ class Bigram:
 
 @dataclass(frozen=True)
 class Triggers:
-    """When to look ahead; the limits are those of sec. 6.2 and 8.2, +0.8 sigma of CRP being the rank .79."""
+    """When to look ahead; the limits are those of sec. 6.2 and 8.2, CRP as a tail score (``indicators``)."""
 
     ssi: float = 0.7
-    crp: float = 0.79
+    crp: float = CRP_LIMIT
     sse: float = 0.45
     at_boundary: bool = True
     on_spike: bool = True
