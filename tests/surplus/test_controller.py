@@ -299,6 +299,15 @@ def test_tokens_are_drawn_by_their_probabilities() -> None:
     assert chisquare(seen, np.array([0.5, 0.3, 0.2]) * count).pvalue > 0.9
 
 
+def test_an_empty_batch_is_no_work() -> None:
+    unit = controller(1)
+    nothing = np.zeros(0, dtype=np.int64)
+    step = unit.apply(np.zeros((0, VOCABULARY), dtype=np.float32), nothing, control(0), np.zeros(0))
+    assert step.kl.shape == (0,)
+    assert step.sample(np.zeros(0)).shape == (0,)
+    unit.advance(nothing, nothing)
+
+
 def test_report_of_a_step() -> None:
     unit = controller(2, Settings(dissipation=DissipationWeights(tension=1.0)))
     step = unit.apply(logits(2), np.arange(2), control(2), np.array([0.5, 2.0]))

@@ -64,7 +64,7 @@ def test_costs_saturate_and_rise_under_stress() -> None:
 
 
 def test_sums_are_the_weighted_terms() -> None:
-    parts = {name: np.array([[float(i + 1)]]) for i, name in enumerate(Terms.__dataclass_fields__)}
+    parts = {name: np.array([[float(i + 1)]]) for i, name in enumerate(Terms._fields)}
     terms = Terms(**parts)
     of = {name: float(part[0, 0]) for name, part in parts.items()}
     value = of["likelihood"] + 0.6 * of["progress"] - 0.8 * of["structure_risk"] - 0.3 * of["latency"]

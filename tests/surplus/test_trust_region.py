@@ -200,3 +200,15 @@ def test_divergence_and_normalisation_against_scipy() -> None:
     assert divergence(np.log([[0.5, 0.5]]), np.array([[0.0, -np.inf]]))[0] == pytest.approx(math.log(2))
     with np.errstate(divide="ignore"):
         assert divergence(np.log([[1.0, 0.0]]), np.log([[0.5, 0.5]]))[0] == math.inf
+
+
+def test_few_rows_move_as_they_would_among_many() -> None:
+    for k in (2, 8, 50):
+        weights, objective, epsilon = cases(3_000, k, seed=20 + k)
+        many = tilt(weights, objective, epsilon)
+        few = [tilt(weights[i : i + 2], objective[i : i + 2], epsilon[i : i + 2]) for i in range(0, 3_000, 2)]
+        kl = np.concatenate([one.kl for one in few])
+        assert np.all(kl <= epsilon)
+        np.testing.assert_allclose(kl, many.kl, rtol=2e-5, atol=1e-13)
+        q = np.concatenate([one.q for one in few])
+        np.testing.assert_allclose(q, many.q, atol=1e-4)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +48,6 @@ from mvps.surplus.trust_region import (
     Tilt,
     centred,
     clamp,
-    divergence,
     log_normalised,
     shrink,
     tilt_normalised,
@@ -117,7 +115,7 @@ class Modes:
     """Modes of decoding (plain text, tools): which token begins which, and what they cost.
 
     of_token: (V,) mode of each token, -1 for those that stay in the mode they find. latency_ms, tokens: (modes,) what
-    entering one is expected to take. routing: (modes, modes) cost rho of each handoff.
+    entering one is expected to take. routing: (modes, modes) cost rho of each handoff; staying costs nothing.
     """
 
     of_token: npt.NDArray[np.int16]
@@ -138,12 +136,14 @@ class Terrain:
 class Requests:
     """State of the texts being generated, one slot each; arrays over slots.
 
-    embedding, goal: (capacity, d), the goal at unit length; zero where not known. spent: nats used. steps: moved ones.
+    embedding, goal: (capacity, d), the goal at unit length; known: whether there is one. spent: nats used. steps: those
+    that were moved.
     """
 
     def __init__(self, capacity: int, dimensions: int) -> None:
         self.embedding = np.zeros((capacity, dimensions), dtype=np.float32)
         self.goal = np.zeros((capacity, dimensions), dtype=np.float32)
+        self.known = np.zeros(capacity, dtype=bool)
         self.mode = np.zeros(capacity, dtype=np.int16)
         self.previous_mode = np.zeros(capacity, dtype=np.int16)
         self.since_flip = np.zeros(capacity, dtype=np.int64)
@@ -162,6 +162,7 @@ class Requests:
         self.since_flip[slot] = np.iinfo(np.int64).max // 2
         length = 0.0 if goal is None else float(np.linalg.norm(goal))
         known = goal is not None and 0.0 < length < np.inf
+        self.known[slot] = known
         self.goal[slot] = np.asarray(goal) / length if known else 0.0
         self.embedding[slot] = self.goal[slot] if embedding is None else embedding
 
@@ -175,8 +176,7 @@ class Control(NamedTuple):
     look: BoolArray
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What was done in one step.
 
     candidates: (n, k) token ids. temperature: (n,) in use, 1 where greedy. log_p: (n, k) of the candidates at it.
@@ -200,14 +200,14 @@ class Step:
     sse: FloatArray
     stop_advised: BoolArray
 
-    @cached_property
+    @property
     def dlogits(self) -> FloatArray:
         """L2 norm (n,) of the change of the logits less its mean."""
         change = centred(self.change, np.isfinite(self.log_p)) * self.temperature[:, None]
         norm: FloatArray = np.sqrt((change * change).sum(axis=1))
         return norm
 
-    @cached_property
+    @property
     def risk(self) -> FloatArray:
         """Probability (n,) that the model itself put on candidates that break the structure."""
         if self.terms.structure_risk is None:
@@ -242,9 +242,14 @@ class Controller:
     checker: StructureChecker | None = None
     surrogate: Surrogate | None = None
     _axes: npt.NDArray[np.float32] = field(init=False, repr=False)
+    _latency: FloatArray = field(init=False, repr=False)
+    _length: FloatArray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._axes = np.ascontiguousarray(self.terrain.axes, dtype=np.float32)
+        if self.terrain.modes is not None:
+            self._latency = saturating(self.terrain.modes.latency_ms, self.settings.latency_half_ms)
+            self._length = saturating(self.terrain.modes.tokens, self.settings.length_half)
 
     def apply(self, logits: Logits, slots: TokenArray, control: Control, temperature: FloatArray) -> Step:
         """Move the logits (n, V) of one step in place. slots, temperature: (n,); 0 is greedy."""
@@ -257,8 +262,10 @@ class Controller:
             log_p = log_normalised(z / unit)
 
         embedding, goal = requests.embedding[slots], requests.goal[slots]
-        ahead = self._after(embedding[:, None], candidates)
-        stands = self._standing(np.concatenate([embedding[:, None], ahead], axis=1), goal)
+        windows = np.empty((len(slots), 1 + settings.top_k, embedding.shape[1]), dtype=np.float32)
+        windows[:, 0] = embedding
+        self._after(embedding[:, None], candidates, out=windows[:, 1:])
+        stands = self._standing(windows, goal)
         now = Standing(*(part[:, :1] for part in stands))
         then = Standing(*(part[:, 1:] for part in stands))
         broken = np.zeros(len(slots), dtype=bool)
@@ -272,22 +279,25 @@ class Controller:
         objective = value - control.lam[:, None] * dissipation
         if repairs is not None:
             gated = requests.debt_run[slots] >= settings.debt_steps
-            objective = objective + settings.repair_bonus * (gated[:, None] & repairs)
+            if gated.any():
+                objective = objective + settings.repair_bonus * (gated[:, None] & repairs)
         if self.surrogate is not None and control.look.any():
             self._look_ahead(objective, np.flatnonzero(control.look), slots, candidates, control, terms)
 
         left = settings.request_budget - requests.spent[slots]
         budget = np.minimum(control.budget, left) if settings.mode == "kl" else control.budget
-        known = np.isfinite(now.cosine[:, 0])
+        known = requests.known[slots] & np.isfinite(now.cosine[:, 0])
         moves = warm & (control.lam > 0.0) & known & (left > 0.0) & ~broken
         moved = self._moved(log_p, objective, np.where(moves, budget, 0.0))
         moved, rounded = self._written(logits, candidates, z, log_p, unit, moved, budget)
         requests.spent[slots] += moved.kl
         requests.steps[slots] += moved.kl > 0.0
 
-        bad_logits = ~np.isfinite(log_p.max(axis=1))
         fallback = np.zeros(len(slots), dtype=np.int64)
+        stop_advised = broken
         if not moved.kl.all():
+            bad_logits = ~np.isfinite(log_p.max(axis=1))
+            stop_advised = broken | bad_logits
             odd = ~np.isfinite(np.where(log_p > -np.inf, objective, 0.0)).all(axis=1)
             # The first that holds is the reason.
             reasons = (
@@ -315,7 +325,7 @@ class Controller:
             objective,
             now,
             control.sse,
-            bad_logits | broken,
+            stop_advised,
         )
 
     def advance(self, slots: TokenArray, tokens: TokenArray) -> None:
@@ -335,25 +345,27 @@ class Controller:
         requests.previous_mode[slots] = mode
         requests.mode[slots] = entered
 
-    def _after(self, embedding: npt.NDArray[np.float32], tokens: TokenArray) -> npt.NDArray[np.float32]:
+    def _after(
+        self,
+        embedding: npt.NDArray[np.float32],
+        tokens: TokenArray,
+        out: npt.NDArray[np.float32] | None = None,
+    ) -> npt.NDArray[np.float32]:
         """The window's embedding (n, k, d) with each token (n, k) behind it."""
         reach = np.float32(self.settings.reach)
-        after = self.terrain.token_embeddings[tokens]
-        after *= reach
+        after = np.multiply(self.terrain.token_embeddings[tokens], reach, out=out)
         after += (np.float32(1.0) - reach) * embedding
         return after
 
     def _standing(self, x: npt.NDArray[np.float32], goal: npt.NDArray[np.float32]) -> Standing:
-        """Where windows (n, j, d) stand; NaN without a text or a goal. Single precision: leakage to 3e-4."""
+        """Where windows (n, j, d) stand; NaN without a text. Single precision: leakage to 3e-4."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            square = np.einsum("njd,njd->nj", x, x)
+            square = np.einsum("njd,njd->nj", x, x).astype(np.float64)
             along = np.matmul(x, goal[:, :, None])[:, :, 0]
-            cosine = np.where(along == 0.0, np.where(goal.any(axis=1), 0.0, np.nan)[:, None], along)
-            cosine = np.minimum(np.maximum((cosine / np.sqrt(square)).astype(np.float64), -1.0), 1.0)
+            cosine = np.minimum(np.maximum(along / np.sqrt(square), -1.0), 1.0)
             if self._axes.shape[1]:
                 inside = np.matmul(x, self._axes)
-                share = np.einsum("njm,njm->nj", inside, inside) / square
-                share = np.minimum(share.astype(np.float64), 1.0)
+                share = np.minimum(np.einsum("njm,njm->nj", inside, inside) / square, 1.0)
             else:
                 share = np.ones(square.shape)
             return Standing(cosine, np.arccos(cosine), np.sqrt(share), np.sqrt(1.0 - share))
@@ -381,12 +393,13 @@ class Controller:
         if modes is not None:
             current = requests.mode[slots][:, None]
             mode = self._mode_of(candidates, current)
-            previous = requests.previous_mode[slots][:, None]
-            flip = mode_flip(mode, current, previous, requests.since_flip[slots][:, None], settings.dwell)
             enters = mode != current
-            latency = saturating(modes.latency_ms[mode] * enters, settings.latency_half_ms)
-            length = saturating(modes.tokens[mode] * enters, settings.length_half)
-            routing = modes.routing[current, mode]
+            if enters.any():
+                previous = requests.previous_mode[slots][:, None]
+                flip = mode_flip(mode, current, previous, requests.since_flip[slots][:, None], settings.dwell)
+                latency = self._latency[mode] * enters
+                length = self._length[mode] * enters
+                routing = modes.routing[current, mode] * enters
         if risk is not None and repairs is not None:
             debt = format_debt(requests.debt[slots][:, None], risk, repairs)
         return Terms(
@@ -462,38 +475,39 @@ class Controller:
         budget: FloatArray,
     ) -> tuple[Tilt, BoolArray]:
         """Write the moved rows; the tilt as it was written, and the rows that rounding did not let move."""
-        change, kl, rounded = moved.change, moved.kl, np.zeros(len(z), dtype=bool)
-        rows = np.flatnonzero(kl > 0.0)
+        rounded = np.zeros(len(z), dtype=bool)
+        rows = np.flatnonzero(moved.kl)
         if not len(rows):
             return moved, rounded
-        everything = len(rows) == len(z)
-        pick = slice(None) if everything else rows
-        limit = (budget if self.settings.mode == "kl" else kl)[pick] + _ROUNDING_SLACK
-        wanted, base, scale = change[pick], z[pick], unit[pick]
-        written = (base + scale * wanted).astype(logits.dtype)
-        log_q = log_normalised(written / scale)
-        used = divergence(log_p[pick], log_q)
+        every = len(rows) == len(z)
+        pick = slice(None) if every else rows
+        limit = (budget if self.settings.mode == "kl" else moved.kl)[pick] + _ROUNDING_SLACK
+        wanted, base, scale, before = moved.change[pick], z[pick], unit[pick], log_p[pick]
         for _ in range(_ROUNDING_TRIES):
-            over = ~(used <= limit)
+            written = (base + scale * wanted).astype(logits.dtype)
+            change, kl = _as_written(written / scale, before)
+            over = ~(kl <= limit)
             if not over.any():
                 break
             # Nearly the square root of the ratio is right; a little less, as rounding is no straight line.
             with np.errstate(divide="ignore", invalid="ignore"):
-                back = np.where(over, np.clip(0.9 * np.sqrt(limit / used), 0.0, 0.9), 1.0)
+                back = np.where(over, np.clip(0.9 * np.sqrt(limit / kl), 0.0, 0.9), 1.0)
             wanted = wanted * back[:, None]
-            written = (base + scale * wanted).astype(logits.dtype)
-            log_q = log_normalised(written / scale)
-            used = divergence(log_p[pick], log_q)
-        over = ~(used <= limit)
-        if over.any():
+        else:
             written = np.where(over[:, None], base.astype(logits.dtype), written)
-            log_q = np.where(over[:, None], log_p[pick], log_q)
-            used = np.where(over, 0.0, used)
-        logits[np.arange(len(z))[pick, None], candidates[pick]] = written
-        with np.errstate(invalid="ignore"):
-            as_written = np.where(np.isfinite(log_p[pick]), log_q - log_p[pick], 0.0)
-        if everything:
-            return moved._replace(change=as_written, kl=used), over
-        change, kl = change.copy(), kl.copy()
-        change[rows], kl[rows], rounded[rows] = as_written, used, over
-        return moved._replace(change=change, kl=kl), rounded
+            change, kl = np.where(over[:, None], 0.0, change), np.where(over, 0.0, kl)
+        logits[rows[:, None], candidates[pick]] = written
+        if every:
+            return moved._replace(change=change, kl=kl), over
+        all_change, all_kl = moved.change.copy(), moved.kl.copy()
+        all_change[rows], all_kl[rows], rounded[rows] = change, kl, over
+        return moved._replace(change=all_change, kl=all_kl), rounded
+
+
+def _as_written(z: FloatArray, log_p: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Change of log p and KL of rows whose logits came out as z; where p is 0, so is q."""
+    log_q = log_normalised(z)
+    with np.errstate(invalid="ignore"):
+        change = np.where(log_p > -np.inf, log_q - log_p, 0.0)
+        # Rounding can take a sum that is 0 below it.
+        return change, np.maximum((np.exp(log_q) * change).sum(axis=1), 0.0)

@@ -100,7 +100,7 @@ def mode_flip(
 
 def format_debt(debt: FloatArray, risk: FloatArray, repairs: BoolArray) -> FloatArray:
     """The debt meter in [0, 1] after a candidate: raised by its risk, lowered by a token of structure."""
-    after: FloatArray = np.clip(debt + DEBT_RAISED * risk - DEBT_REPAID * repairs, 0.0, 1.0)
+    after: FloatArray = np.minimum(np.maximum(debt + DEBT_RAISED * risk - DEBT_REPAID * repairs, 0.0), 1.0)
     return after
 
 
@@ -116,9 +116,9 @@ def adaptive_routing(cost: FloatArray, ssi: float, crp: float) -> FloatArray:
     return raised
 
 
-@dataclass(frozen=True)
-class Terms:
-    """The parts of J for every candidate (n, k), before their weights; None where nothing measures the part."""
+class Terms(NamedTuple):
+    """The parts of J for every candidate (n, k), before their weights; None where nothing measures the part, or
+    where no candidate changes the mode."""
 
     likelihood: FloatArray
     progress: FloatArray

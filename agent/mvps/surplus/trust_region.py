@@ -22,6 +22,7 @@ is exactly 0. Budgets are in nats; logits are those after division by the reques
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ MODES = ("kl", "box", "l2")
 
 _MAX_GAIN = 700.0  # exp(-700) is still a normal double: more gain would change nothing that can be sampled
 _STEPS = 60
+_FEW_ROWS = 3
 _SLACK = 1e-5
 _LEAST_SLACK = 1e-14  # and absolute: KL itself is not known better than this
 
@@ -91,8 +93,10 @@ def tilt_normalised(
     log_p: FloatArray, objective: FloatArray, epsilon: FloatArray | float, eta_floor: float = 0.0
 ) -> Tilt:
     """``tilt`` of rows that are normalised already."""
+    budget = _limits(epsilon, log_p[:, 0])
+    if 0 < len(log_p) <= _FEW_ROWS:
+        return _tilt_few(log_p, objective, budget, eta_floor)
     p, a, spread = _prepared(log_p, objective)
-    budget = _limits(epsilon, spread)
     with np.errstate(divide="ignore"):
         most = np.minimum(spread / eta_floor, _MAX_GAIN) if eta_floor > 0.0 else np.full(spread.shape, _MAX_GAIN)
     moved = (spread > 0.0) & (budget > 0.0)
@@ -140,9 +144,9 @@ def centred(change: FloatArray, support: BoolArray) -> FloatArray:
     return np.where(support, change - mean, 0.0)
 
 
-def _limits(given: FloatArray | float, spread: FloatArray) -> FloatArray:
+def _limits(given: FloatArray | float, rows: FloatArray) -> FloatArray:
     """One limit per row, not below 0; a limit that is not a number is 0."""
-    limits: FloatArray = np.fmax(given, 0.0) + np.zeros_like(spread)
+    limits: FloatArray = np.fmax(given, 0.0) + np.zeros_like(rows)
     return limits
 
 
@@ -197,6 +201,70 @@ def _gains(p: FloatArray, a: FloatArray, budget: FloatArray, most: FloatArray) -
         if not np.array_equal(gain, low):
             _, _, _, kl, log_z = _moments(p, a, powers[:, :, :3], low)
     return low, np.where(moved, kl, 0.0), np.where(moved, log_z, 0.0)
+
+
+def _tilt_few(log_p: FloatArray, objective: FloatArray, budget: FloatArray, eta_floor: float) -> Tilt:
+    """``tilt_normalised`` of so few rows that calling numpy would take longer than the arithmetic."""
+    rows = zip(log_p.tolist(), objective.tolist(), budget.tolist(), strict=True)
+    change, kl, eta = zip(*(_tilt_row(*row, eta_floor) for row in rows), strict=True)
+    return Tilt(log_p, np.array(change), np.array(kl), np.array(eta))
+
+
+def _tilt_row(
+    log_p: list[float], objective: list[float], budget: float, eta_floor: float
+) -> tuple[list[float], float, float]:
+    """Change, KL and eta of one row."""
+    p = [math.exp(x) for x in log_p]
+    inside = [j for weight, j in zip(p, objective, strict=True) if weight > 0.0]
+    unmoved = [0.0] * len(p), 0.0, math.inf
+    # NaN would compare as it likes below.
+    if not inside or not budget > 0.0 or not all(map(math.isfinite, inside)):
+        return unmoved
+    best = max(inside)
+    spread = best - min(inside)
+    if not 0.0 < spread < math.inf:
+        return unmoved
+    a = [(j - best) / spread if weight > 0.0 else 0.0 for weight, j in zip(p, objective, strict=True)]
+    most = min(spread / eta_floor, _MAX_GAIN) if eta_floor > 0.0 else _MAX_GAIN
+    gain, kl, log_z = _gain_of_row(p, a, budget, most)
+    if not gain > 0.0:
+        return unmoved
+    return [gain * x - log_z if weight > 0.0 else 0.0 for weight, x in zip(p, a, strict=True)], kl, spread / gain
+
+
+def _gain_of_row(p: list[float], a: list[float], budget: float, most: float) -> tuple[float, float, float]:
+    """Gain in (0, most], KL and log Z of one row, by the steps of ``_gains``."""
+    slack = max(_SLACK * budget, _LEAST_SLACK)
+    least, aim = budget - slack, math.sqrt(max(budget - 0.5 * slack, 0.0))
+    terms = [(weight, x) for weight, x in zip(p, a, strict=True) if weight > 0.0]
+    mean, square, cube = (sum(weight * x**power for weight, x in terms) for power in (1, 2, 3))
+    variance = square - mean * mean
+    gain = most
+    if variance > 0.0:
+        gain = aim * math.sqrt(2.0 / variance)
+        skew = cube - mean * (3.0 * square - 2.0 * mean * mean)
+        gain = min(gain / max(1.0 + gain * skew / (3.0 * variance), 0.2), most)
+    low, high, kept = 0.0, math.inf, (0.0, 0.0)
+    for _ in range(_STEPS):
+        z = first = square = 0.0
+        for weight, x in terms:
+            moved = weight * math.exp(gain * x)
+            z += moved
+            first += moved * x
+            square += moved * x * x
+        mean, log_z = first / z, math.log(z)
+        kl = max(gain * mean - log_z, 0.0)
+        if kl <= budget:
+            low, kept = gain, (kl, log_z)
+            if kl >= least or gain >= most:
+                break
+        else:
+            high = gain
+        curve = gain * (square / z - mean * mean)
+        root = math.sqrt(kl)
+        step = min(gain - (root - aim) * 2.0 * root / curve, most) if curve else math.nan
+        gain = step if low < step < high else 0.5 * (low + high) if high < math.inf else most
+    return low, *kept
 
 
 def _moments(p: FloatArray, a: FloatArray, powers: FloatArray, gain: FloatArray) -> tuple[FloatArray, ...]:
