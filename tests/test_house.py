@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "probes",
         "provoke",
         "stream",
+        "surplus",
         "trust",
         "v1",
         "vantages",

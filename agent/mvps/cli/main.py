@@ -42,6 +42,7 @@ VERBS = (
     Verb("record", "record", "write what the vantages see to a file, for offline evaluation"),
     Verb("capture", "capture", "read the companion drafts' messages in a capture file"),
     Verb("cost", "cost", "what brokers, AI vantages and floods cost; or, live, what the programs cost the kernel"),
+    Verb("simulate", "simulate", "experiments of the sources: load up and down on a queue whose clients retry"),
     Verb("config", "config", "print or check settings"),
     Verb("key", "key", "make, show and rotate keys"),
     Verb("enroll", "enroll", "ask for a host's admission, or approve it"),
