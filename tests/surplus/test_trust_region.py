@@ -195,6 +195,7 @@ def test_divergence_and_normalisation_against_scipy() -> None:
     a, b = chance.normal(size=(2, 20, 7)) * 5
     a[0, 0] = b[0, 0] = -np.inf
     np.testing.assert_allclose(log_normalised(a), log_softmax(a, axis=1))
+    assert np.all(log_normalised(np.array([[np.nan, 1.0], [np.inf, 1.0], [-np.inf, -np.inf]])) == -np.inf)
     got = divergence(log_softmax(a, axis=1), log_softmax(b, axis=1))
     np.testing.assert_allclose(got, rel_entr(softmax(b, axis=1), softmax(a, axis=1)).sum(axis=1), rtol=1e-9)
     assert divergence(np.log([[0.5, 0.5]]), np.array([[0.0, -np.inf]]))[0] == pytest.approx(math.log(2))

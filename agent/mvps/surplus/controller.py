@@ -19,6 +19,7 @@ No clock and no I/O; state is in ``Requests``, whose slots the caller hands out,
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ from mvps.surplus.objective import (
 )
 from mvps.surplus.structure import StructureChecker, TokenArray
 from mvps.surplus.trust_region import (
+    FEW_ROWS,
     MODES,
     BoolArray,
     Tilt,
@@ -253,13 +255,17 @@ class Controller:
 
     def apply(self, logits: Logits, slots: TokenArray, control: Control, temperature: FloatArray) -> Step:
         """Move the logits (n, V) of one step in place. slots, temperature: (n,); 0 is greedy."""
+        # Once for all: entering it costs as much as the arithmetic of a small batch.
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return self._apply(logits, slots, control, temperature)
+
+    def _apply(self, logits: Logits, slots: TokenArray, control: Control, temperature: FloatArray) -> Step:
         settings, requests = self.settings, self.requests
         candidates = top_k(logits, settings.top_k)
         z = taken(logits, candidates).astype(np.float64)
         warm = temperature > 0.0
         unit = np.where(warm, temperature, 1.0)[:, None]
-        with np.errstate(over="ignore"):
-            log_p = log_normalised(z / unit)
+        log_p = log_normalised(z / unit)
 
         embedding, goal = requests.embedding[slots], requests.goal[slots]
         windows = np.empty((len(slots), 1 + settings.top_k, embedding.shape[1]), dtype=np.float32)
@@ -359,16 +365,15 @@ class Controller:
 
     def _standing(self, x: npt.NDArray[np.float32], goal: npt.NDArray[np.float32]) -> Standing:
         """Where windows (n, j, d) stand; NaN without a text. Single precision: leakage to 3e-4."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            square = np.einsum("njd,njd->nj", x, x).astype(np.float64)
-            along = np.matmul(x, goal[:, :, None])[:, :, 0]
-            cosine = np.minimum(np.maximum(along / np.sqrt(square), -1.0), 1.0)
-            if self._axes.shape[1]:
-                inside = np.matmul(x, self._axes)
-                share = np.minimum(np.einsum("njm,njm->nj", inside, inside) / square, 1.0)
-            else:
-                share = np.ones(square.shape)
-            return Standing(cosine, np.arccos(cosine), np.sqrt(share), np.sqrt(1.0 - share))
+        square = np.einsum("njd,njd->nj", x, x).astype(np.float64)
+        along = np.matmul(x, goal[:, :, None])[:, :, 0]
+        cosine = np.minimum(np.maximum(along / np.sqrt(square), -1.0), 1.0)
+        if self._axes.shape[1]:
+            inside = np.matmul(x, self._axes)
+            share = np.minimum(np.einsum("njm,njm->nj", inside, inside) / square, 1.0)
+        else:
+            share = np.ones(square.shape)
+        return Standing(cosine, np.arccos(cosine), np.sqrt(share), np.sqrt(1.0 - share))
 
     def _mode_of(self, tokens: TokenArray, current: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
         """Mode (n,) or (n, k) that tokens lead to from the current one, which has the shape or broadcasts."""
@@ -476,7 +481,7 @@ class Controller:
     ) -> tuple[Tilt, BoolArray]:
         """Write the moved rows; the tilt as it was written, and the rows that rounding did not let move."""
         rounded = np.zeros(len(z), dtype=bool)
-        rows = np.flatnonzero(moved.kl)
+        rows = moved.kl.nonzero()[0]
         if not len(rows):
             return moved, rounded
         every = len(rows) == len(z)
@@ -490,8 +495,7 @@ class Controller:
             if not over.any():
                 break
             # Nearly the square root of the ratio is right; a little less, as rounding is no straight line.
-            with np.errstate(divide="ignore", invalid="ignore"):
-                back = np.where(over, np.clip(0.9 * np.sqrt(limit / kl), 0.0, 0.9), 1.0)
+            back = np.where(over, np.clip(0.9 * np.sqrt(limit / kl), 0.0, 0.9), 1.0)
             wanted = wanted * back[:, None]
         else:
             written = np.where(over[:, None], base.astype(logits.dtype), written)
@@ -506,8 +510,18 @@ class Controller:
 
 def _as_written(z: FloatArray, log_p: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Change of log p and KL of rows whose logits came out as z; where p is 0, so is q."""
+    if len(z) <= FEW_ROWS:
+        rows = [_row_as_written(*row) for row in zip(z.tolist(), log_p.tolist(), strict=True)]
+        return np.array([change for change, _ in rows]), np.array([kl for _, kl in rows])
     log_q = log_normalised(z)
-    with np.errstate(invalid="ignore"):
-        change = np.where(log_p > -np.inf, log_q - log_p, 0.0)
-        # Rounding can take a sum that is 0 below it.
-        return change, np.maximum((np.exp(log_q) * change).sum(axis=1), 0.0)
+    change = np.where(log_p > -np.inf, log_q - log_p, 0.0)
+    # Rounding can take a sum that is 0 below it.
+    return change, np.maximum((np.exp(log_q) * change).sum(axis=1), 0.0)
+
+
+def _row_as_written(z: list[float], log_p: list[float]) -> tuple[list[float], float]:
+    """``_as_written`` of one row."""
+    top = max(z)
+    norm = top + math.log(sum(math.exp(x - top) for x in z))
+    change = [x - norm - before if before > -math.inf else 0.0 for x, before in zip(z, log_p, strict=True)]
+    return change, max(sum(math.exp(x - norm) * moved for x, moved in zip(z, change, strict=True)), 0.0)

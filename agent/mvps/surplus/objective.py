@@ -28,6 +28,7 @@ ModeArray = npt.NDArray[np.integer]
 DEBT_REPAID = 0.2  # by one token of structure (app. B.1)
 DEBT_RAISED = 0.2  # by a token that breaks the structure for certain (ours)
 _LIKELIHOOD_SCALE = 10.0
+_LEAST_LOG = -1e4
 _CHATTER = 1.0
 _TOO_SOON = 0.5
 
@@ -65,11 +66,9 @@ class Standing(NamedTuple):
 
 def likelihood_gain(log_p: FloatArray) -> FloatArray:
     """log p(u) less its mean under p, in units of 10 nats, not below -1; p normalised over the candidates."""
-    p = np.exp(log_p)
-    finite = np.where(p > 0.0, log_p, 0.0)
-    mean = (p * finite).sum(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        gain: FloatArray = np.maximum((log_p - mean) / _LIKELIHOOD_SCALE, -1.0)
+    # Where p is 0, any finite number stands for log p.
+    mean = (np.exp(log_p) * np.maximum(log_p, _LEAST_LOG)).sum(axis=1, keepdims=True)
+    gain: FloatArray = np.maximum((log_p - mean) / _LIKELIHOOD_SCALE, -1.0)
     return gain
 
 

@@ -138,7 +138,8 @@ def simulate(workload: Workload, loads: Sequence[float], seed: int) -> Trace:
                 else:
                     queue.append((request, request.tries))
             elif kind == _GIVES_UP:
-                if request.waiting and attempt == request.tries:
+                # No timer outlives its try: the next one begins only when it went off.
+                if request.waiting:
                     again(request, tally)
             else:
                 busy -= 1

@@ -118,8 +118,7 @@ class JsonStructure:
             parser = self._usable(slot)
             if parser is None or (token in self._ends and parser.is_accepting()):
                 continue
-            if not parser.consume_token(token):
-                self.close(slot)
+            parser.consume_token(token)
 
     def _usable(self, slot: int) -> LLMatcher | None:
         parser = self._parsers.get(slot)

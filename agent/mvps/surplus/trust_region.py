@@ -32,10 +32,10 @@ from mvps.coherence.observation import FloatArray
 
 BoolArray = npt.NDArray[np.bool_]
 MODES = ("kl", "box", "l2")
+FEW_ROWS = 3  # up to so many, a loop over rows takes less time than the calls into numpy that it saves
 
 _MAX_GAIN = 700.0  # exp(-700) is still a normal double: more gain would change nothing that can be sampled
 _STEPS = 60
-_FEW_ROWS = 3
 _SLACK = 1e-5
 _LEAST_SLACK = 1e-14  # and absolute: KL itself is not known better than this
 
@@ -94,7 +94,7 @@ def tilt_normalised(
 ) -> Tilt:
     """``tilt`` of rows that are normalised already."""
     budget = _limits(epsilon, log_p[:, 0])
-    if 0 < len(log_p) <= _FEW_ROWS:
+    if 0 < len(log_p) <= FEW_ROWS:
         return _tilt_few(log_p, objective, budget, eta_floor)
     p, a, spread = _prepared(log_p, objective)
     with np.errstate(divide="ignore"):
