@@ -213,3 +213,21 @@ def test_few_rows_move_as_they_would_among_many() -> None:
         np.testing.assert_allclose(kl, many.kl, rtol=2e-5, atol=1e-13)
         q = np.concatenate([one.q for one in few])
         np.testing.assert_allclose(q, many.q, atol=1e-4)
+
+
+def text_projection(base: np.ndarray, adjusted: np.ndarray, budget: float) -> np.ndarray:
+    """The text's search for a temperature in [1, 32] (002 app. B.4)."""
+    low, high = 1.0, 32.0
+    for _ in range(20):
+        tau = 0.5 * (low + high)
+        used = kl_of(base[None], ((adjusted - base) / tau)[None])[0]
+        low, high = (low, tau) if used <= budget else (tau, high)
+    return base + (adjusted - base) / high
+
+
+def test_the_texts_temperature_breaks_the_budget_where_the_nudge_is_large() -> None:
+    base = np.array([0.1, 0.0, -0.2, 0.3])
+    nudged = base + np.array([100.0, 0.0, 0.0, 0.0])
+    assert kl_of(base[None], (text_projection(base, nudged, 0.006) - base)[None])[0] > 50 * 0.006
+    exact = tilt(base[None], (nudged - base)[None], 0.006)
+    assert 0.00599 < exact.kl[0] <= 0.006
