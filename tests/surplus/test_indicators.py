@@ -195,3 +195,15 @@ def test_an_alarm_never_toggles_within_its_dwell(breaches: list[bool]) -> None:
         if was and not alarm.raised:
             assert alarm.age >= 4
         was = alarm.raised
+
+
+def test_a_tenant_without_texts_is_judged_by_what_is_known() -> None:
+    chance = np.random.default_rng(9)
+    watch = Watch()
+    for _ in range(300):
+        watch, health = watch.step(healthy(chance)._replace(sse=math.nan))
+    assert math.isnan(health.sse)
+    assert health.xi == pytest.approx(0.5 * (health.crp_score + health.ssi_score), abs=0.1)
+    for _ in range(12):
+        watch, health = watch.step(Minute(math.nan, 0.9, 0.99))
+    assert (health.bh1, health.bh2, health.band) == (False, True, Band.EMERGENCY)

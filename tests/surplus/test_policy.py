@@ -75,6 +75,13 @@ def test_each_rung_is_left_only_when_its_criteria_held_for_their_time() -> None:
     assert [change.at for change in changes] == [149, 179, 209, 214]
 
 
+def test_a_tenant_without_texts_comes_down_where_the_spread_is_not_asked_for() -> None:
+    textless = GREEN._replace(sse=math.nan)
+    assert not ExitCriteria().met(textless)
+    ladder, _ = walk(Ladder("acme", exits={rung: ExitCriteria(sse=None, minutes=5) for rung in Rung}), ACTION, 10)
+    assert walk(ladder, textless, 30)[0].rung is Rung.NONE
+
+
 def test_between_the_criteria_the_ladder_stays() -> None:
     ladder, _ = walk(Ladder("acme"), ACTION, 10)
     middling = Health(0.5, 0.2, 0.3, 0.3, Band.GREEN, False, False)

@@ -65,6 +65,8 @@ def test_the_integral_raises_lambda_while_xi_is_high_and_lets_go() -> None:
 def test_what_is_not_known_moves_nothing() -> None:
     schedule = Schedule().step(0.5, 0.5, 0.5, 0.5, Band.CAUTION)
     assert schedule.step(math.nan, 0.5, 0.5, 0.5, Band.EMERGENCY) == schedule
+    textless = Schedule().step(0.5, 0.5, math.nan, 0.5, Band.CAUTION)
+    assert textless == Schedule().step(0.5, 0.5, 1.0, 0.5, Band.CAUTION)
     first = Schedule().step(math.nan, math.nan, math.nan, math.nan, Band.GREEN)
     assert (first.lam, first.budget) == (0.4, 0.010)
 

@@ -96,7 +96,7 @@ def simulate_surplus(arguments: argparse.Namespace) -> int:
     print(
         f"if every client tries {1 + retries} times, the queue cannot empty above a load of {1.0 / (1 + retries):.2f}"
     )
-    print("there is no text here: the semantic spread is held, so that BH-1 is not testable")
+    print("there is no text here: the semantic spread is not known, and BH-1 not testable")
     return exits.OK
 
 

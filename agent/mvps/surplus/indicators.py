@@ -155,8 +155,8 @@ class Limits:
 class Weights:
     """Of Xi: concentration a, fragility b and stress c, which are scaled to sum 1, and the surge terms d and e.
 
-    a, b and c are those of the text's SQL; d and e ours: of .25 the noise of a healthy tenant alone makes 3 % of its
-    minutes Action.
+    a, b and c are those of the text's SQL, and the part of an indicator that is not known is left out; d and e are
+    ours: of .25 the noise of a healthy tenant alone makes 3 % of its minutes Action.
     """
 
     concentration: float = 0.6
@@ -202,7 +202,7 @@ class Minute(NamedTuple):
 
 
 class Health(NamedTuple):
-    """Verdict on one minute. Scores and Xi are NaN until the baseline is ready."""
+    """Verdict on one minute. Scores and Xi are NaN until a baseline is ready; SSE where no text was ever seen."""
 
     sse: float
     crp_score: float
@@ -238,7 +238,8 @@ class Watch:
         """Judge one minute."""
         sse, crp_value = _smoothed(self.sse, minute.sse, self.ema), _smoothed(self.crp, minute.crp, self.ema)
         crp_score, ssi_score = self.crp_baseline.score(crp_value), self.ssi_baseline.score(minute.ssi_star)
-        xi = self._xi(sse, crp_score, ssi_score)
+        seen = math.isfinite(minute.crp) or math.isfinite(minute.ssi_star)
+        xi = self._xi(sse, crp_score, ssi_score) if seen else math.nan
         limits = self.limits
         bh1 = self.bh1.step(
             sse <= limits.sse and crp_score >= limits.crp, sse >= limits.sse_calm or crp_score <= limits.crp_calm
@@ -269,10 +270,13 @@ class Watch:
 
     def _xi(self, sse: float, crp_score: float, ssi_score: float) -> float:
         w = self.weights
-        total = w.concentration + w.fragility + w.stress
-        xi = (w.concentration * (1.0 - sse) + w.fragility * crp_score + w.stress * ssi_score) / total
+        parts = ((w.concentration, 1.0 - sse), (w.fragility, crp_score), (w.stress, ssi_score))
+        known = [(weight, part) for weight, part in parts if math.isfinite(part)]
+        if not (math.isfinite(crp_score) or math.isfinite(ssi_score)):
+            return math.nan
+        xi = sum(weight * part for weight, part in known) / sum(weight for weight, _ in known)
         surge = w.concentration_surge * _rise(-self.sse, -sse) + w.fragility_surge * _rise(self.crp_score, crp_score)
-        return min(xi + surge, 1.0) if math.isfinite(xi) else math.nan
+        return min(xi + surge, 1.0)
 
     def _band(self, xi: float, bh1: bool, bh2: bool) -> tuple[Band, int]:
         """Band and minutes below it: upwards at once, downwards after the dwell; alerts hold it up."""

@@ -25,7 +25,6 @@ from mvps.coherence.observation import FloatArray
 from mvps.surplus.indicators import Band, Minute, Watch, crp, ssi, ssi_star
 
 _ARRIVES, _LEAVES, _GIVES_UP = range(3)
-CALM_SSE = 0.75  # there is no text in this workload: its spread is held here, and BH-1 cannot fire
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,8 @@ def simulate(workload: Workload, loads: Sequence[float], seed: int) -> Trace:
 
 
 def minutes(trace: Trace, workload: Workload) -> list[Minute]:
-    """Indicators of each minute. The one flow is material: tries against capacity, and the queue."""
+    """Indicators of each minute. The one flow is material: tries against capacity, and the queue. There is no text, so
+    that the spread is not known and BH-1 cannot be raised."""
     per_minute = workload.capacity * workload.minute_s
     found, before = [], 0.0
     for tries, good, near, backlog, cv in zip(
@@ -176,15 +176,18 @@ def minutes(trace: Trace, workload: Workload) -> list[Minute]:
             variation=cv if math.isfinite(cv) else math.inf,
             near_miss=near / max(good, 1.0),
         )
-        found.append(Minute(CALM_SSE, fragile, stress))
+        found.append(Minute(math.nan, fragile, stress))
         before = backlog
     return found
 
 
 class Ramp(NamedTuple):
-    """One ramp up and down. collapse: the load at which success first falls below half; recovery: the highest load on
-    the way down from which on it stays above 0.9; NaN where it does not. lead: minutes from the first Action band to
-    the collapse, NaN without either. action_share: of the calm minutes before, in Action or worse."""
+    """One ramp up and down; NaN for what did not happen.
+
+    collapse: load at which success first falls below half. recovery: highest load on the way down from which on it
+    stays above 0.9. lead: minutes in Action or worse up to the collapse without a break, so that a false alarm long
+    before does not count. action_share: of the calm minutes before the ramp, in Action or worse.
+    """
 
     collapse: float
     recovery: float
@@ -237,8 +240,9 @@ def ramp(workload: Workload, plan: RampPlan, seed: int) -> tuple[Ramp, Trace]:
     warned = np.array(bands) >= Band.ACTION
     lead = math.nan
     if len(fallen):
-        first = np.flatnonzero(warned[begin : begin + fallen[0] + 1])
-        lead = float(fallen[0] - first[0]) if len(first) else math.nan
+        calm_before = np.flatnonzero(~warned[: begin + fallen[0] + 1])
+        run = begin + fallen[0] - (calm_before[-1] if len(calm_before) else -1)
+        lead = float(run - 1) if run else math.nan
     return Ramp(collapse, recovery, lead, float(np.mean(warned[:begin]))), trace
 
 

@@ -6,7 +6,8 @@
 
 All indicators are the [0, 1] ones of ``indicators``. Budgets belong to bands and are approached, down or up, by at most
 a share a minute: the text's ``kl_budget *= 0.7`` at every Action minute compounds to nothing. In a minute in which
-lambda falls the budget does not rise. Where indicators are not known, everything stays.
+lambda falls the budget does not rise. Where SSI or CRP is not known, everything stays; a spread that is not known, as
+of a tenant whose texts nobody embeds, adds nothing.
 """
 
 from __future__ import annotations
@@ -77,14 +78,14 @@ class Schedule:
         rule = self.rule
         last = rule.base if math.isnan(self.lam) else self.lam
         budget = self.budgets.green if math.isnan(self.budget) else self.budget
-        if not all(map(math.isfinite, (ssi, crp, sse))):
+        if not (math.isfinite(ssi) and math.isfinite(crp)):
             return replace(self, lam=last, budget=budget)
         integrated = self.integrated
         if rule.integral and math.isfinite(xi):
             # Bounded, so that a long emergency does not keep lambda up for as long again.
             most = (rule.most - rule.least) / rule.integral
             integrated = min(max(integrated + xi - rule.setpoint, 0.0), most)
-        target = min(rule.target(ssi, crp, sse) + rule.integral * integrated, rule.most)
+        target = min(rule.target(ssi, crp, sse if math.isfinite(sse) else 1.0) + rule.integral * integrated, rule.most)
         change = (1.0 - rule.ema) * (target - last)
         lam = min(max(last + min(max(change, -rule.slew), rule.slew), rule.least), rule.most)
         wanted = self.budgets.target(band)
