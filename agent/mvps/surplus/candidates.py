@@ -29,12 +29,12 @@ def top_k(logits: Logits, k: int) -> IndexArray:
     if k >= _WIDTH or height < 4:
         return np.argpartition(logits, vocabulary - k, axis=1)[:, vocabulary - k :]
     table = logits[:, : height * _WIDTH].reshape(rows, height, _WIDTH)
-    best = np.argpartition(table.max(axis=1), _WIDTH - k, axis=1)[:, _WIDTH - k :]
+    best = table.max(axis=1).argpartition(_WIDTH - k, axis=1)[:, _WIDTH - k :]
     pool = (best[:, :, None] + np.arange(0, height * _WIDTH, _WIDTH)).reshape(rows, k * height)
     rest = vocabulary - height * _WIDTH
     if rest:
         pool = np.concatenate([pool, np.broadcast_to(np.arange(vocabulary - rest, vocabulary), (rows, rest))], axis=1)
-    kept = np.argpartition(taken(logits, pool), pool.shape[1] - k, axis=1)[:, pool.shape[1] - k :]
+    kept = taken(logits, pool).argpartition(pool.shape[1] - k, axis=1)[:, pool.shape[1] - k :]
     return taken(pool, kept)
 
 

@@ -138,8 +138,7 @@ class Terrain:
 class Requests:
     """State of the texts being generated, one slot each; arrays over slots.
 
-    embedding, goal: (capacity, d), the goal at unit length; known: whether there is one. spent: nats used. steps: those
-    that were moved.
+    embedding, goal: (capacity, d), the goal at unit length; known: whether there is one. spent: nats used.
     """
 
     def __init__(self, capacity: int, dimensions: int) -> None:
@@ -152,14 +151,13 @@ class Requests:
         self.debt = np.zeros(capacity)
         self.debt_run = np.zeros(capacity, dtype=np.int64)
         self.spent = np.zeros(capacity)
-        self.steps = np.zeros(capacity, dtype=np.int64)
 
     def open(self, slot: int, goal: FloatArray | None = None, embedding: FloatArray | None = None) -> None:
         """A new text in a slot, which forgets what was in it. Without a goal it is never moved.
 
         embedding: of its prompt's window; without one the text begins at its goal.
         """
-        for state in (self.mode, self.previous_mode, self.debt, self.debt_run, self.spent, self.steps):
+        for state in (self.mode, self.previous_mode, self.debt, self.debt_run, self.spent):
             state[slot] = 0
         self.since_flip[slot] = np.iinfo(np.int64).max // 2
         length = 0.0 if goal is None else float(np.linalg.norm(goal))
@@ -272,8 +270,8 @@ class Controller:
         windows[:, 0] = embedding
         self._after(embedding[:, None], candidates, out=windows[:, 1:])
         stands = self._standing(windows, goal)
-        now = Standing(*(part[:, :1] for part in stands))
-        then = Standing(*(part[:, 1:] for part in stands))
+        now = Standing(*[part[:, :1] for part in stands])
+        then = Standing(*[part[:, 1:] for part in stands])
         broken = np.zeros(len(slots), dtype=bool)
         risk = repairs = None
         if self.checker is not None:
@@ -290,14 +288,16 @@ class Controller:
         if self.surrogate is not None and control.look.any():
             self._look_ahead(objective, np.flatnonzero(control.look), slots, candidates, control, terms)
 
-        left = settings.request_budget - requests.spent[slots]
-        budget = np.minimum(control.budget, left) if settings.mode == "kl" else control.budget
+        budget, spent = control.budget, np.zeros(len(slots), dtype=bool)
+        if settings.request_budget < np.inf:
+            left = settings.request_budget - requests.spent[slots]
+            spent = left <= 0.0
+            budget = np.minimum(budget, left) if settings.mode == "kl" else budget
         known = requests.known[slots] & np.isfinite(now.cosine[:, 0])
-        moves = warm & (control.lam > 0.0) & known & (left > 0.0) & ~broken
+        moves = warm & (control.lam > 0.0) & known & ~(spent | broken)
         moved = self._moved(log_p, objective, np.where(moves, budget, 0.0))
         moved, rounded = self._written(logits, candidates, z, log_p, unit, moved, budget)
         requests.spent[slots] += moved.kl
-        requests.steps[slots] += moved.kl > 0.0
 
         fallback = np.zeros(len(slots), dtype=np.int64)
         stop_advised = broken
@@ -312,7 +312,7 @@ class Controller:
                 (~warm, Fallback.GREEDY),
                 (broken, Fallback.STRUCTURE),
                 (~known, Fallback.NO_FEATURES),
-                (left <= 0.0, Fallback.BUDGET_SPENT),
+                (spent, Fallback.BUDGET_SPENT),
                 (odd, Fallback.OBJECTIVE),
                 (rounded, Fallback.ROUNDING),
             )

@@ -146,8 +146,8 @@ def centred(change: FloatArray, support: BoolArray) -> FloatArray:
 
 def _limits(given: FloatArray | float, rows: FloatArray) -> FloatArray:
     """One limit per row, not below 0; a limit that is not a number is 0."""
-    limits: FloatArray = np.fmax(given, 0.0) + np.zeros_like(rows)
-    return limits
+    limits: FloatArray = np.fmax(given, 0.0)
+    return limits if limits.shape == rows.shape else np.full_like(rows, limits)
 
 
 def _prepared(log_p: FloatArray, objective: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
