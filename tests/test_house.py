@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "probes": set(),
     "provoke": set(),
     "robust": {"coherence"},
+    "surplus": {"coherence"},
     "trust": {"v1"},
     "vantages": {"coherence", "probes"},
     "stream": {"trust", "v1"},
@@ -37,13 +38,19 @@ MAY_IMPORT = {
         "provoke",
         "robust",
         "stream",
+        "surplus",
         "trust",
         "v1",
         "vantages",
         "witness",
     },
 }
-PURE = {"coherence": {"numpy"}, "interop": {"scapy"}, "robust": {"numpy", "scipy", "sklearn"}}
+PURE = {
+    "coherence": {"numpy"},
+    "interop": {"scapy"},
+    "robust": {"numpy", "scipy", "sklearn"},
+    "surplus": {"llguidance", "numpy", "pydantic"},
+}
 STANDARD_IO = {"asyncio", "io", "os", "pathlib", "random", "socket", "subprocess", "threading", "time"}
 
 

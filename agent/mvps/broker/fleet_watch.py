@@ -184,7 +184,7 @@ class FleetWatch:
         if hosts != self._decided:
             self._decided = hosts
             for kind in kinds.values():  # sources are remembered by their place among the hosts
-                kind.settled = kind.settled._replace(recent=(), accused=())
+                kind.settled = kind.settled._replace(recent=(), named=())
         for name in sorted({kind for _, values in said for kind in values}.difference(kinds)):
             if len(kinds) < _MAX_KINDS:
                 kinds[name] = _Kind()
@@ -227,9 +227,9 @@ def _judge(kind: _Kind, z: FloatArray, hosts: Sequence[str], against: IndexArray
         return
     (kind.decision,) = fleet.decide(z, against, kind.baseline)
     kind.settled = kind.settled.step(kind.decision)
-    accused = {suspect.host for suspect in kind.settled.accused}
+    named = {suspect.host for suspect in kind.settled.named}
     kind.sources = tuple(
-        Source(hosts[one.host], one.z, one.share, one.label, one.evidence, one.host in accused)
+        Source(hosts[one.host], one.z, one.share, one.label, one.evidence, one.host in named)
         for one in kind.decision.suspects
     )
 

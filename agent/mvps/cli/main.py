@@ -42,7 +42,7 @@ VERBS = (
     Verb("record", "record", "write what the vantages see to a file, for offline evaluation"),
     Verb("capture", "capture", "read the companion drafts' messages in a capture file"),
     Verb("cost", "cost", "what brokers, AI vantages and floods cost; or, live, what the programs cost the kernel"),
-    Verb("simulate", "simulate", "worked examples of the sources: a prefix hijack with lying vantages"),
+    Verb("simulate", "simulate", "examples and experiments of the sources: a hijack with liars, a queue under load"),
     Verb("config", "config", "print or check settings"),
     Verb("key", "key", "make, show and rotate keys"),
     Verb("enroll", "enroll", "ask for a host's admission, or approve it"),

@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written down about control: cap, health, policy, incident and credit, each a closed, versioned schema.
+
+One model is the only definition: it parses, it renders, and its JSON Schema (``schema``) is generated (002 app. C.1,
+sec. 11.2). Names on the wire are the text's where the meaning is: ``crp_score`` and ``ssi_star_score`` are tail scores
+in [0, 1] and not the text's z-scores, so that they do not carry its names.
+
+**No content.** Identifiers are short words without spaces or @, hashes are salted with a key per tenant (``salted``),
+fields that are not in the schema are refused, and numbers are finite: what is not known is null. The one free text is
+an incident's summary, written by people.
+
+**Chain.** A packet is one canonical line: a JSON object {"packet", "prev", "seq"}, keys sorted, no spaces, where prev
+is the SHA-256 of the line before. The first line's prev binds the chain's name. So bytes follow from the packets alone,
+and a line that was changed, left out or moved shows: ``follow`` hashes the bytes that came and renders none again.
+Minutes are half-open: [bucket, bucket + 60 s).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+MAX_LINE_BYTES = 8192
+_CHAIN_DOMAIN = b"mvps/surplus/chain.v1\x00"
+
+
+class PacketError(ValueError):
+    """A packet or a line of a chain that is not what it should be."""
+
+
+def _utc(value: datetime) -> datetime:
+    if value.utcoffset() != timedelta(0):
+        raise ValueError("times are UTC: end them with Z")
+    return value
+
+
+def _minute(value: datetime) -> datetime:
+    if value.second or value.microsecond:
+        raise ValueError("a bucket is a whole minute")
+    return value
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
+Hash = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Time = Annotated[AwareDatetime, AfterValidator(_utc)]
+Bucket = Annotated[Time, AfterValidator(_minute)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Amount = Annotated[float, Field(ge=0.0, le=1e15)]
+Signed = Annotated[float, Field(ge=-1e15, le=1e15)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Angle = Annotated[float, Field(ge=0.0, le=3.1415926535897936)]
+
+
+class Packet(BaseModel):
+    """What all have in common: closed, strict, finite, never changed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+
+class State(StrEnum):
+    """Band of a tenant by its name."""
+
+    GREEN = "Green"
+    CAUTION = "Caution"
+    ACTION = "Action"
+    EMERGENCY = "Emergency"
+
+
+class ActionKind(StrEnum):
+    """What a step chose."""
+
+    TOKEN = "token"
+    TOOL = "tool"
+    PLAN = "plan"
+
+
+class FallbackCause(StrEnum):
+    """Why a step was left to the model; the names of ``controller.Fallback``."""
+
+    NONE = "none"
+    OFF = "off"
+    GREEDY = "greedy"
+    NO_FEATURES = "no_features"
+    BUDGET_SPENT = "budget_spent"
+    LOGITS = "logits"
+    STRUCTURE = "structure"
+    OBJECTIVE = "objective"
+    ROUNDING = "rounding"
+
+
+class ValueParts(Packet):
+    """Terms of L of the chosen candidate, before their weights; null where nothing measures them."""
+
+    dlp: Signed
+    progress: Signed
+    struct_risk: Share | None = Field(None, alias="structRisk")
+    lat: Share | None = None
+    len: Share | None = None
+
+
+class DissipationParts(Packet):
+    """Terms of Gamma of the chosen candidate, before their weights."""
+
+    drift: Amount
+    mode_flip: Amount | None = Field(None, alias="modeFlip")
+    fmt_debt: Share | None = Field(None, alias="fmtDebt")
+    tension: Amount | None = Field(None, alias="iT")
+    routing: Amount | None = None
+
+
+class Choice(Packet):
+    """What was chosen: its kind, the tool's or plan's name, and a hash of its arguments."""
+
+    type: ActionKind
+    name: Name | None = None
+    args_hash: Hash | None = None
+
+
+class Cap(Packet):
+    """Controller audit packet, one per tick: ``cap.v1``."""
+
+    kind: Literal["cap.v1"] = Field("cap.v1", alias="schema")
+    ts: Time
+    tenant: Name
+    session: Hash
+    model: Name
+    hash_logits: Hash | None = None
+    hash_embed: Hash | None = None
+    theta: Angle | None
+    phi: Share | None
+    tension: Amount | None = Field(alias="iT")
+    energy: Amount | None = Field(None, alias="Es")
+    value: ValueParts = Field(alias="L")
+    dissipation: DissipationParts = Field(alias="Gamma")
+    lam: Amount = Field(alias="lambda")
+    kl_used: Amount
+    kl_budget: Amount
+    dlogits_l2: Amount
+    steps: Count
+    fallback: FallbackCause = FallbackCause.NONE
+    looked_ahead: bool = False
+    action: Choice
+    candidates: Count
+    caps_hit: bool = False
+    state: State
+    bh1: bool = False
+    bh2: bool = False
+    risk: Share | None = None
+    latency_ms: Amount | None = None
+    tool_ms: Amount | None = None
+    tokens: Count = 0
+
+
+class HealthMinute(Packet):
+    """Health of one tenant over one minute: ``health.v1``. cap_head: head of the chain its packets are in."""
+
+    kind: Literal["health.v1"] = Field("health.v1", alias="schema")
+    bucket: Bucket
+    tenant: Name
+    sse: Share | None = Field(alias="SSE")
+    crp: Share | None = Field(alias="CRP")
+    ssi_star: Share | None = Field(alias="SSIstar")
+    crp_score: Share | None
+    ssi_star_score: Share | None
+    xi: Share | None = Field(alias="Xi")
+    lam: Amount = Field(alias="lambda")
+    kl_budget: Amount
+    dlogits_budget: Amount
+    state: State
+    bh1: bool
+    bh2: bool
+    packets: Count
+    refused: dict[Name, Count] = Field(default_factory=dict, max_length=64)
+    fallbacks: dict[FallbackCause, Count] = Field(default_factory=dict)
+    kl_sum: Amount = 0.0
+    cap_head: Hash
+
+
+class Caps(Packet):
+    """Hard limits; null is none."""
+
+    qps: Amount | None = None
+    tok_max: Count | None = None
+    tool_per_min: Amount | None = None
+
+
+class Routing(Packet):
+    """Providers and how traffic may be spread over them."""
+
+    providers: Annotated[list[Name], Field(min_length=1, max_length=256)]
+    min_spread: Share = 0.0
+    max_provider_share: Share = 1.0
+
+    @model_validator(mode="after")
+    def _feasible(self) -> Routing:
+        if len(set(self.providers)) != len(self.providers):
+            raise ValueError("a provider is named twice")
+        if len(self.providers) * self.max_provider_share < 1.0:
+            raise ValueError(f"{len(self.providers)} providers of at most {self.max_provider_share} each are not 1")
+        return self
+
+
+class Exploration(Packet):
+    """Share of traffic to diversify while SSE is below its least value."""
+
+    min_sse: Share = Field(0.5, alias="min_SSE")
+    quota_pct: Share = 0.15
+
+
+class Privacy(Packet):
+    """How long what is kept. Raw text is never kept: there is no field for it."""
+
+    retention_days: Annotated[int, Field(ge=1, le=3650)] = 14
+
+
+class Policy(Packet):
+    """Policy pack of one tenant: ``policy.v1``."""
+
+    kind: Literal["policy.v1"] = Field("policy.v1", alias="schema")
+    tenant: Name
+    version: Count
+    caps: Caps
+    routing: Routing
+    exploration: Exploration
+    privacy: Privacy
+    dry_run: bool = True
+
+
+class IncidentKind(StrEnum):
+    """What went wrong."""
+
+    SCHEMA_BREAK = "schema_break"
+    LATENCY_SPIKE = "latency_spike"
+    POLICY_VIOLATION = "policy_violation"
+    OTHER = "other"
+
+
+class Severity(StrEnum):
+    """How badly."""
+
+    LOW = "low"
+    MEDIUM = "med"
+    HIGH = "high"
+    CRITICAL = "critical"
+
+
+class Incident(Packet):
+    """Incident record: ``incident.v1``. onset: of the alert that announced it, for lead times; not its last minute."""
+
+    kind: Literal["incident.v1"] = Field("incident.v1", alias="schema")
+    id: Name
+    tenant: Name
+    started_at: Time
+    ended_at: Time | None = None
+    cause: IncidentKind
+    severity: Severity
+    summary: Annotated[str, Field(max_length=2000)]
+    bh1_onset: Time | None = None
+    bh2_onset: Time | None = None
+    rollback_rung: Annotated[int, Field(ge=0, le=6)] | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Incident:
+        if self.ended_at is not None and self.ended_at < self.started_at:
+            raise ValueError("an incident ends after it starts")
+        return self
+
+
+class Consent(StrEnum):
+    """Whether a contribution may be used."""
+
+    ACTIVE = "active"
+    SCOPED = "scoped"
+    REVOKED = "revoked"
+
+
+class Usage(Packet):
+    """How much a contribution was used; u: its normalised weight in the payout."""
+
+    queries: Count
+    tokens: Count
+    coverage: Share
+    u: Amount
+
+
+class Uplift(Packet):
+    """Quality gained by it, with an interval."""
+
+    delta_quality: Signed
+    ci: tuple[Signed, Signed]
+
+    @model_validator(mode="after")
+    def _inside(self) -> Uplift:
+        if not self.ci[0] <= self.delta_quality <= self.ci[1]:
+            raise ValueError("the interval does not hold its estimate")
+        return self
+
+
+class Credit(Packet):
+    """Consent and credit of one contribution in one month: ``credit.v1``. Payout in units of the currency."""
+
+    kind: Literal["credit.v1"] = Field("credit.v1", alias="schema")
+    contrib_id: Hash
+    period: Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
+    consent: Consent
+    usage: Usage
+    uplift: Uplift
+    novelty: Share
+    safety_scalar: Share
+    payout: Amount
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
+
+    @model_validator(mode="after")
+    def _consented(self) -> Credit:
+        if self.consent is Consent.REVOKED and self.payout > 0.0:
+            raise ValueError("what was revoked was not used and earns nothing")
+        return self
+
+
+AnyPacket = Cap | HealthMinute | Policy | Incident | Credit
+KINDS: dict[str, type[AnyPacket]] = {
+    "cap.v1": Cap,
+    "health.v1": HealthMinute,
+    "policy.v1": Policy,
+    "incident.v1": Incident,
+    "credit.v1": Credit,
+}
+_P = TypeVar("_P", bound=Packet)
+
+
+def payout(
+    u: float, delta_quality: float, novelty: float, safety: float, rate: float, w_q: float = 2.0, w_n: float = 0.5
+) -> float:
+    """rate (u + w_q dQ + w_n novelty) s (sec. 9.1 B), not below 0. The text's example gives 0.64, not its 98.44."""
+    return max(rate * (u + w_q * delta_quality + w_n * novelty) * safety, 0.0)
+
+
+def salted(content: bytes, salt: bytes) -> str:
+    """Hash of what must not be written down: HMAC-SHA256 under the tenant's salt, as a plain one can be guessed."""
+    if len(salt) < 16:
+        raise PacketError("a salt of fewer than 16 bytes can be guessed")
+    return "sha256:" + hmac.new(salt, content, hashlib.sha256).hexdigest()
+
+
+def schema(kind: str) -> dict[str, Any]:
+    """JSON Schema of a kind (draft 2020-12), as generated from its model."""
+    generated = KINDS[kind].model_json_schema(by_alias=True, mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"mvps/surplus/{kind}", **generated}
+
+
+def render(packet: Packet) -> bytes:
+    """Canonical bytes: JSON, keys sorted, no spaces, ASCII."""
+    plain = packet.model_dump(mode="json", by_alias=True)
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def parse(data: bytes, kind: type[_P]) -> _P:
+    """A packet of one kind from its JSON."""
+    if len(data) > MAX_LINE_BYTES:
+        raise PacketError(f"a packet of {len(data)} bytes: at most {MAX_LINE_BYTES} are read")
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        # Where and what rule, but not the value: it may be what must not be written down.
+        found = "; ".join(
+            f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False)
+        )
+        raise PacketError(f"not a {kind.__name__}: {found[:500]}") from None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain of packets as far as it got. name: of its writer. head: hash of its last line. length: lines."""
+
+    name: str
+    head: str
+    length: int = 0
+
+    @classmethod
+    def begin(cls, name: str) -> Chain:
+        """An empty chain, whose head is bound to its name."""
+        return cls(name, _hash(_CHAIN_DOMAIN + name.encode()))
+
+    def append(self, packet: Packet) -> tuple[Chain, bytes]:
+        """The chain one packet longer, and the line to write (without its newline)."""
+        line = b'{"packet":%b,"prev":"%b","seq":%d}' % (render(packet), self.head.encode(), self.length)
+        if len(line) > MAX_LINE_BYTES:
+            raise PacketError(f"a line of {len(line)} bytes: at most {MAX_LINE_BYTES} are written")
+        return replace(self, head=_hash(line), length=self.length + 1), line
+
+
+def follow(chain: Chain, lines: Iterable[bytes], kind: type[_P]) -> tuple[Chain, list[_P]]:
+    """Check lines that continue a chain, and their packets; PacketError says at which line it breaks."""
+    packets = []
+    for line in lines:
+        where = f"line {chain.length} of the chain {chain.name}"
+        if len(line) > MAX_LINE_BYTES:
+            raise PacketError(f"{where} has {len(line)} bytes: at most {MAX_LINE_BYTES} are read")
+        tail = b',"prev":"%b","seq":%d}' % (chain.head.encode(), chain.length)
+        if not (line.startswith(b'{"packet":') and line.endswith(tail)):
+            raise PacketError(f"{where} does not follow the one before it: something was changed, left out or moved")
+        try:
+            packet = parse(line[len(b'{"packet":') : -len(tail)], kind)
+        except PacketError as error:
+            raise PacketError(f"{where}: {error}") from None
+        packets.append(packet)
+        chain = replace(chain, head=_hash(line), length=chain.length + 1)
+    return chain, packets
+
+
+def _hash(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
