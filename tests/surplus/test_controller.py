@@ -95,7 +95,7 @@ def test_only_candidates_move_by_the_budget_at_the_requests_temperature() -> Non
 
 
 def test_rows_that_must_not_move_keep_every_bit() -> None:
-    rows = 9
+    rows = 10
     before = logits(rows)
     before[:, 7] = -0.0
     before[5, 3] = np.nan
@@ -104,14 +104,15 @@ def test_rows_that_must_not_move_keep_every_bit() -> None:
     unit.requests.open(2)
     unit.requests.spent[3] = 1.0
     unit.requests.embedding[7] = 0.0
+    unit.requests.open(8, embedding=EMBEDDINGS[0])
     push = control(rows)
     push.lam[0] = 0.0
     temperature = np.full(rows, 0.7)
     temperature[1] = 0.0
     after = before.copy()
     step = unit.apply(after, np.arange(rows), push, temperature)
-    assert before[:8].tobytes() == after[:8].tobytes()
-    assert before[8].tobytes() != after[8].tobytes()
+    assert before[:9].tobytes() == after[:9].tobytes()
+    assert before[9].tobytes() != after[9].tobytes()
     assert [Fallback(code) for code in step.fallback] == [
         Fallback.OFF,
         Fallback.GREEDY,
@@ -121,11 +122,12 @@ def test_rows_that_must_not_move_keep_every_bit() -> None:
         Fallback.LOGITS,
         Fallback.LOGITS,
         Fallback.NO_FEATURES,
+        Fallback.NO_FEATURES,
         Fallback.NONE,
     ]
-    assert np.all(step.kl[:8] == 0.0)
-    assert np.all(step.change[:8] == 0.0)
-    assert step.stop_advised.tolist() == [False] * 4 + [True] * 3 + [False] * 2
+    assert np.all(step.kl[:9] == 0.0)
+    assert np.all(step.change[:9] == 0.0)
+    assert step.stop_advised.tolist() == [False] * 4 + [True] * 3 + [False] * 3
 
 
 def test_lambda_0_for_all_is_the_identity_in_every_precision() -> None:

@@ -41,6 +41,14 @@ def test_every_request_is_accounted_for() -> None:
     assert trace.backlog[-1] == 0.0
 
 
+def test_answers_to_tries_that_were_given_up_are_wasted_also_while_the_client_waits_for_another() -> None:
+    """Once the queue takes longer than the timeout, no answer is in time; that a later try waits makes none so."""
+    trace = simulate(Workload(room=10**6, pause_s=0.01), [1.3] * 20, seed=8)
+    behind = np.flatnonzero(trace.backlog > 4.0 * 80.0)[0]
+    assert trace.good[behind + 1 :].sum() == 0.0
+    assert trace.good[behind] < 0.1 * trace.new[behind]
+
+
 def test_the_same_seed_gives_the_same_trace() -> None:
     a, b = (simulate(Workload(), [0.8] * 10, seed=5) for _ in range(2))
     for one, other in zip(a, b, strict=True):

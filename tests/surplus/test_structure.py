@@ -23,7 +23,7 @@ TEXT = '{"name": "Ada", "age": 36}'
 
 @pytest.fixture
 def checker() -> JsonStructure:
-    return JsonStructure(llguidance.LLTokenizer("byte"))
+    return JsonStructure(llguidance.LLTokenizer("byte"), llguidance.LLMatcher)
 
 
 def feed(checker: JsonStructure, slot: int, text: str) -> None:

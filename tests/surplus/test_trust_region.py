@@ -114,6 +114,9 @@ def test_a_budget_beyond_the_best_choice_ends_there() -> None:
         ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], -1.0),
         ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], math.nan),
         ([1.0, 2.0, 3.0], [1.0, math.nan, 3.0], 0.1),
+        ([1.0, 2.0, 3.0], [math.nan, 1.0, 3.0], 0.1),
+        ([1.0, 2.0, 3.0], [1.0, 3.0, math.nan], 0.1),
+        ([1.0, 2.0, 3.0], [-math.inf, 3.0, 1.0], 0.1),
         ([1.0, 2.0, 3.0], [1.0, math.inf, 3.0], 0.1),
         ([-math.inf, 2.0, -math.inf], [1.0, 2.0, 3.0], 0.1),
         ([-math.inf, -math.inf, -math.inf], [1.0, 2.0, 3.0], 0.1),
@@ -134,6 +137,9 @@ def test_what_cannot_or_may_not_be_moved_stays_and_so_do_its_neighbours(
         assert np.all(moved.change[0] == 0.0)
         assert moved.kl[0] == 0.0
         assert moved.kl[1] > 0.0
+    many = tilt(np.repeat(z, 4, axis=0), np.repeat(j, 4, axis=0), np.repeat([epsilon, 0.1], 4))
+    assert np.all(many.change[:4] == 0.0)
+    assert np.all(many.kl[4:] > 0.0)
     alone = tilt(z[1:], j[1:], 0.1)
     np.testing.assert_array_equal(alone.change[0], tilt(z, j, np.array([epsilon, 0.1])).change[1])
 
@@ -162,6 +168,9 @@ def test_the_floor_of_eta_keeps_small_differences_small() -> None:
     np.testing.assert_allclose(noise.eta, 0.5)
     np.testing.assert_allclose(noise.q, softmax(z + 1e-6 * j / 0.5, axis=1), rtol=1e-12)
     assert np.all(tilt(z, j, 0.01, eta_floor=0.5).kl <= 0.01)
+    few = tilt(z[:2], 1e-6 * j[:2], 0.01, eta_floor=0.5)
+    np.testing.assert_allclose(few.change, noise.change[:2], atol=1e-12)
+    np.testing.assert_allclose(few.eta, 0.5)
 
 
 rows = hnp.arrays(np.float64, (3, 6), elements=st.floats(-50, 50))

@@ -58,10 +58,9 @@ class JsonStructure:
     A slot's text is complete where its schema is satisfied; then only the end-of-text token keeps the structure.
     """
 
-    def __init__(self, tokenizer: LLTokenizer) -> None:
-        import llguidance
-
-        self._matcher = llguidance.LLMatcher
+    def __init__(self, tokenizer: LLTokenizer, matcher: type[LLMatcher]) -> None:
+        """Both from llguidance, which who wants this brings: nothing here imports it."""
+        self._matcher = matcher
         self._tokenizer = tokenizer
         self._ends = frozenset(tokenizer.eos_tokens)
         self._parsers: dict[int, LLMatcher] = {}
