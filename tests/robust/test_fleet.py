@@ -56,6 +56,13 @@ def test_hosts_in_any_order_give_the_same_statistics():
     assert statistics(z[rng.permutation(40)], 6) == pytest.approx(statistics(z, 6))
 
 
+def test_infinity_is_the_largest_figure_and_nan_is_none():
+    z = np.array([[math.inf], [1.0], [2.0], [-math.inf]])
+    assert statistics(z, 1) == pytest.approx(statistics(np.array([[1000.0], [1.0], [2.0], [-4.0]]), 1))
+    z[0] = math.nan
+    assert statistics(z, 1) == pytest.approx(statistics(z[1:], 1))
+
+
 def test_quiet_ticks_alarm_as_rarely_as_promised_though_hosts_are_correlated():
     rng = np.random.default_rng(2)
     baseline = calibrate(rng, 20, 1, 2, ticks=600)

@@ -85,6 +85,7 @@ def test_hosts_come_and_go_and_names_follow(watch: FleetWatch, source: Source):
     run(watch, source, 3, host_7=60.0)
     watch.admit([*HOSTS, "a-new-one"], 2)
     source.hosts.append("a-new-one")
+    assert run(watch, source, 1, host_6=60.0).named == ()  # stands where host-7 stood
     assert run(watch, source, 2, host_7=60.0).named == ()  # it takes three ticks of the new list
     assert [one.host for one in run(watch, source, 1, host_7=60.0).named] == ["host-7"]
 

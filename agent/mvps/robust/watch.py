@@ -8,7 +8,6 @@ hosts are admitted may change at any time; another f begins a new calibration, b
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -126,12 +125,11 @@ class FleetWatch:
         if len(self._window) < self._needed:
             return
         window = np.stack(self._window)
-        seen = np.isfinite(window).all(axis=(2, 3)).sum(axis=0)
-        live = np.flatnonzero(seen > 0)
-        if len(live) == 0 or seen[live].min() < LEAST_TICKS + math.ceil(0.1 * self._needed):
-            return  # the window slides on until every kind that exists has enough
+        live = np.flatnonzero(np.isfinite(window).all(axis=(2, 3)).any(axis=0))
+        if len(live) == 0:
+            return
         try:
             self._baseline = fit_baseline(window[:, live], self._f)
         except ValueError:
-            return  # too much of it was a fault; likewise
+            return  # a kind had too few ticks with a quorum and without a fault: the window slides on
         self._live = tuple(self._kinds[kind] for kind in live)
