@@ -43,9 +43,13 @@ int BPF_PROG(irq_exit, unsigned int vector)
 
     if (!cell)
         return 0;
-    /* One 64-bit register for check and index: for 6.12 a check of its lower half alone bounds nothing. */
+    if (cell->entered_vector != slot + 1) { /* attached in between */
+        add(&cell->unpaired, 1);
+        return 0;
+    }
+    /* Bounded after that comparison, not before: the verifier of 6.12 forgets a bound when slot + 1 is compared. */
     barrier_var(slot);
-    if (cell->entered_vector != slot + 1 || slot >= VECTORS) { /* attached in between */
+    if (slot >= VECTORS) {
         add(&cell->unpaired, 1);
         return 0;
     }
