@@ -385,7 +385,8 @@ def test_a_newest_checkpoint_that_waits_for_its_witnesses_is_a_remark(tmp_path: 
 def test_a_forged_cosignature_spoils_its_checkpoint(tmp_path: Path) -> None:
     site = usual(tmp_path)
     *before, last = notes(site)
-    forged = last.signatures[1]._replace(blob=last.signatures[1].blob[:-1] + b"\0")
+    blob = last.signatures[1].blob
+    forged = last.signatures[1]._replace(blob=blob[:-1] + bytes([blob[-1] ^ 1]))
     rewrite(site, [*before, Note(last.text, (last.signatures[0], forged))])
     assert kinds(look(site)) == {"checkpoint"}
 
