@@ -217,7 +217,7 @@ def test_the_limiter_s_service(running: Machine) -> None:
     running.must("systemctl enable --now mvps-limiter && systemctl restart mvps-broker")
     assert "mvx0: attached native" in running.must("mvps broker limits")
     limiter = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9466/metrics').read().decode())"
-    assert "mvps_limiter_failing 0" in running.must(f'python3 -c "{limiter}"')
+    running.until(f"python3 -c \"{limiter}\" | grep -q '^mvps_limiter_failing 0'")
 
 
 def test_stopping_leaves_nothing_attached(running: Machine) -> None:
