@@ -31,7 +31,8 @@ DESK = (
 )
 SETTINGS = {"vantage_id": '"host-a"', "target": '"127.0.0.1:7447"', "calibration_ticks": "60"}
 PROGRAMS = "bpftool --json prog show"
-# What a broker kept and had not answered yet when it was stopped comes again with the spool.
+# A snapshot that may have been on the wire comes as it is first. A broker that never had it, and has newer ones, says
+# "replayed", and then it comes sealed again: one refusal, and nothing lost (mvps.stream.outbox).
 KEPT_UNANSWERED = {"replayed"}
 # At least three snapshots wait on disk.
 SPOOLED = """mvps status --json | grep -qE '"spooled": "([3-9]|[1-9][0-9])'"""
