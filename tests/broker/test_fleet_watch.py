@@ -191,6 +191,37 @@ async def test_decisions_that_fall_behind_are_passed_over_and_counted(monkeypatc
     assert (len(watch._closed), watch.counts["passed_over"]) == (3, 2)
 
 
+async def test_a_defect_of_the_decision_is_counted_and_the_next_tick_goes_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await site.pass_ticks(120)
+    with monkeypatch.context() as broken:
+        broken.setattr("mvps.robust.fleet.decide", lambda *_: 1 / 0)
+        site.watch.take(site.bundles()[0])
+        site.watch.passed((site.tick + 1) * SECOND)
+        await comes_true(lambda: site.watch.counts["failed"] == 1)
+    assert f"the tick of {site.tick * SECOND} could not be decided: ZeroDivisionError" in site.watch.error
+    await site.pass_ticks(1)
+    assert site.watch.error == ""
+
+
+@pytest.mark.parametrize("values", [(0.0,), (1e308,), (-1e308,), (1e308, -1e308), (0.0, 5e-324)])
+async def test_whatever_finite_numbers_hosts_say_there_is_a_decision(site: Site, values: tuple[float, ...]) -> None:
+    for tick in range(1, 130):
+        reports = tuple(
+            Report(
+                host, tick * SECOND, Status.REPORTED, 0, 0,
+                NO_FIGURES._replace(own_distances=(("mm", values[(tick + number) % len(values)]),)),
+            )
+            for number, host in enumerate(HOSTS)
+        )  # fmt: skip
+        site.watch.take(Bundle(site.cells[0], tick * SECOND, SECOND, 0, reports))
+        site.watch.passed((tick + 1) * SECOND)
+        await comes_true(lambda tick=tick: site.watch.counts["decided"] == tick)  # type: ignore[misc]
+    assert site.kind("mm").decision is not None
+    assert site.watch.counts["failed"] == 0
+
+
 async def test_who_joins_does_not_start_it_again_and_another_f_does(site: Site) -> None:
     await site.pass_ticks(120)
     site.watch.admit(site.cells * (len(HOSTS) + 1), [*HOSTS, "host-000"], 2)
@@ -209,7 +240,7 @@ async def test_two_hosts_are_no_fleet() -> None:
         site = Site(watch, f=0)
         watch.admit(["", ""], HOSTS[:2], 0)
         await site.pass_ticks(70)
-        assert site.kind("mm").calibrated_ticks == 0
+        assert watch.view.kinds == ()
 
 
 async def test_names_that_hosts_make_up_have_a_limit(site: Site) -> None:

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from mvps.broker.bundle import Report
-from mvps.broker.fleet_watch import CALIBRATION_TICKS, FleetView
+from mvps.broker.fleet_watch import CALIBRATION_TICKS, FleetView, FleetWatch
 from mvps.broker.history import BundleRow, History, HistoryError, KindRow
 from mvps.coherence.phase import Phase
 from mvps.trust.limits import MAX_HISTORY_ROWS
@@ -85,8 +84,9 @@ class Answers:
         return self._history
 
 
-def fleet_state(view: FleetView, ticks: Mapping[str, int]) -> stream_pb2.FleetState:
+def fleet_state(watch: FleetWatch) -> stream_pb2.FleetState:
     """The fleet's decision. Of many sources the farthest are named."""
+    view = watch.view
     kinds = []
     for kind in view.kinds:
         message = stream_pb2.KindState(
@@ -110,7 +110,9 @@ def fleet_state(view: FleetView, ticks: Mapping[str, int]) -> stream_pb2.FleetSt
                     settled=source.settled,
                 )
         kinds.append(message)
-    return stream_pb2.FleetState(tick_time_ns=view.tick_ns, hosts=view.hosts, f=view.f, kinds=kinds, ticks=dict(ticks))
+    return stream_pb2.FleetState(
+        tick_time_ns=view.tick_ns, hosts=view.hosts, f=view.f, kinds=kinds, ticks=dict(watch.counts), error=watch.error
+    )
 
 
 def kind_rows(view: FleetView) -> list[KindRow]:

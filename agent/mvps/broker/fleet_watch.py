@@ -90,7 +90,8 @@ class FleetWatch:
     """The decision of one broker's fleet. ``admit``, ``take`` and ``note`` are for the event loop that runs ``run``.
 
     on_decided: called there after every tick.
-    ``counts``: "decided" ticks, and "passed_over" because decisions fell behind.
+    ``counts``: "decided" ticks, "passed_over" because decisions fell behind, and "failed" by a defect, which ``error``
+    names while the latest one did.
     """
 
     def __init__(
@@ -110,7 +111,8 @@ class FleetWatch:
         self._closed: deque[list[Bundle]] = deque()
         self._arrived = asyncio.Event()
         self.view = FleetView()
-        self.counts: Counter[str] = Counter(decided=0, passed_over=0)
+        self.error = ""
+        self.counts: Counter[str] = Counter(decided=0, passed_over=0, failed=0)
 
     def admit(self, cells: Sequence[str], hosts: Sequence[str], f: int) -> None:
         """Who is the fleet from now on: its cells, all hosts, and how many of them may lie.
@@ -160,7 +162,13 @@ class FleetWatch:
                 bundles, self._turn = self._closed.popleft(), self._turn + 1
                 against = self._against(bundles[0].tick_ns)
                 work = (bundles, self._hosts, self._f, self._kinds, self._turn, against)
-                self.view = await asyncio.to_thread(self._decide, *work)
+                try:
+                    self.view = await asyncio.to_thread(self._decide, *work)
+                except Exception as error:  # a defect here must not end a broker that keeps what is sent
+                    self.error = f"the tick of {bundles[0].tick_ns} could not be decided: {error!r}"
+                    self.counts["failed"] += 1
+                    continue
+                self.error = ""
                 self.counts["decided"] += 1
                 self._on_decided(self.view)
 
@@ -175,6 +183,8 @@ class FleetWatch:
         turn: int,
         against: dict[str, Evidence],
     ) -> FleetView:
+        if len(hosts) < max(LEAST_HOSTS, 2 * f + 1):
+            return FleetView(bundles[0].tick_ns, len(hosts), f)
         said = [
             (report.vantage_id, dict(report.figures.own_distances))
             for bundle in bundles
@@ -189,7 +199,7 @@ class FleetWatch:
             if len(kinds) < _MAX_KINDS:
                 kinds[name] = _Kind()
         names = sorted(kinds)
-        if len(hosts) >= max(LEAST_HOSTS, 2 * f + 1) and names:
+        if names:
             z = fleet.table(hosts, names, said)
             flags = np.array([int(against.get(host, Evidence.NONE)) for host in hosts], dtype=np.intp)
             for column, name in enumerate(names):

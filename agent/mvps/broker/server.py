@@ -464,7 +464,7 @@ class Broker:
             ),
             bundles=dict(self.ticks.counts) | {"skipped": self.ticks.skipped, "repeated": self.ticks.repeated},
             history=pb.History(**self._history.status()._asdict()) if self._history is not None else None,
-            fleet=fleet_state(self.fleet_watch.view, self.fleet_watch.counts),
+            fleet=fleet_state(self.fleet_watch),
             store=pb.StoreRoom(
                 bytes=self._store.bytes,
                 max_bytes=self._store.max_bytes,

@@ -378,7 +378,7 @@ def _sources(state: FleetState) -> list[str]:
     from mvps.v1.snapshot_pb2 import Phase
     from mvps.v1.stream_pb2 import SourceLabel
 
-    found = []
+    found = [f"fleet: {state.error}"] if state.error else []
     for kind in state.kinds:
         settled = [source for source in kind.sources if source.settled]
         for source in settled:
