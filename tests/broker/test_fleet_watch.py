@@ -107,8 +107,7 @@ async def test_it_calibrates_and_an_honest_fault_is_a_local_one(site: Site) -> N
     (source,) = found.sources
     assert (source.vantage_id, source.label, source.settled) == ("host-03", Label.LOCAL_FAULT, True)
     assert site.kind("blk").sources == ()
-    minimax, largest = site.watch.view.worst
-    assert minimax < 10 < largest
+    assert found.decision.minimax < 10 < found.decision.largest
     await site.pass_ticks(3)
     assert site.kind("mm").sources == ()
 
@@ -241,6 +240,19 @@ async def test_two_hosts_are_no_fleet() -> None:
         watch.admit(["", ""], HOSTS[:2], 0)
         await site.pass_ticks(70)
         assert watch.view.kinds == ()
+
+
+async def test_names_that_a_liar_makes_up_take_nobodys_place(site: Site) -> None:
+    invented = tuple((f"a-{number}", 0.0) for number in range(500))
+    (bundle,) = site.bundles()
+    liars = [
+        r._replace(figures=r.figures._replace(own_distances=r.figures.own_distances + invented))
+        for r in bundle.reports[:2]
+    ]
+    site.watch.take(bundle._replace(reports=(*liars, *bundle.reports[2:])))
+    site.watch.passed(2 * SECOND)
+    await comes_true(lambda: site.watch.counts["decided"] == 1)
+    assert tuple(kind.kind for kind in site.watch.view.kinds) == KINDS
 
 
 async def test_names_that_hosts_make_up_have_a_limit(site: Site) -> None:

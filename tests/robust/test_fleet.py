@@ -265,15 +265,6 @@ def test_the_sources_rule_accuses_an_honest_host_and_cannot_see_two_colluders():
     assert accused[2] <= 2
 
 
-def test_quarantine_stops_where_half_would_be_reached():
-    for admitted in range(1, 30):
-        for f in range((admitted - 1) // 2 + 1):
-            room = fleet.quarantine_room(admitted, f)
-            assert f < (admitted - room) / 2
-            assert room == admitted or not f < (admitted - room - 1) / 2
-    assert fleet.quarantine_room(2, 3) == 0
-
-
 def test_table_of_what_hosts_said():
     said = [("b", {"mm": 1.0, "blk": 2.0}), ("x", {"mm": 9.0}), ("a", {"blk": 3.0, "gpu": 4.0})]
     z = fleet.table(["a", "b", "c"], ["mm", "blk"], said)

@@ -34,7 +34,7 @@ LEAST_HOSTS: Final = 3
 EVIDENCE_S: Final = 600.0
 CALIBRATION_TICKS: Final = 300
 _WINDOW_TICKS: Final = 4 * CALIBRATION_TICKS
-_MAX_KINDS: Final = 64  # names come from the hosts
+_MAX_KINDS: Final = 64
 _MAX_WAITING: Final = 120  # ticks; what a machine cannot decide in time is passed over and counted
 
 
@@ -66,12 +66,6 @@ class FleetView(NamedTuple):
     hosts: int = 0
     f: int = 0
     kinds: tuple[KindView, ...] = ()
-
-    @property
-    def worst(self) -> tuple[float, float]:
-        """(D_minimax, D_max), the largest over all kinds."""
-        known = [kind.decision for kind in self.kinds if kind.decision is not None]
-        return max((one.minimax for one in known), default=0.0), max((one.largest for one in known), default=0.0)
 
 
 @dataclass(slots=True)
@@ -183,7 +177,8 @@ class FleetWatch:
         turn: int,
         against: dict[str, Evidence],
     ) -> FleetView:
-        if len(hosts) < max(LEAST_HOSTS, 2 * f + 1):
+        needed = max(LEAST_HOSTS, 2 * f + 1)
+        if len(hosts) < needed:
             return FleetView(bundles[0].tick_ns, len(hosts), f)
         said = [
             (report.vantage_id, dict(report.figures.own_distances))
@@ -195,8 +190,10 @@ class FleetWatch:
             self._decided = hosts
             for kind in kinds.values():  # sources are remembered by their place among the hosts
                 kind.settled = kind.settled._replace(recent=(), named=())
-        for name in sorted({kind for _, values in said for kind in values}.difference(kinds)):
-            if len(kinds) < _MAX_KINDS:
+        # Names come from the hosts: a kind is one that liars alone cannot report.
+        reporting = Counter(kind for _, values in said for kind in values)
+        for name in sorted(set(reporting).difference(kinds)):
+            if reporting[name] >= needed and len(kinds) < _MAX_KINDS:
                 kinds[name] = _Kind()
         names = sorted(kinds)
         if names:

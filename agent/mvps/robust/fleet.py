@@ -99,11 +99,6 @@ def table(hosts: Sequence[str], kinds: Sequence[str], said: Iterable[tuple[str, 
     return z
 
 
-def quarantine_room(admitted: int, f: int) -> int:
-    """How many of the admitted hosts may be put in quarantine before f < N/2 would no longer hold, >= 0."""
-    return max(admitted - (2 * f + 1), 0)
-
-
 # ---- statistics of a tick
 
 
