@@ -14,22 +14,29 @@ from typing import Any
 import numpy as np
 
 from bench.harness import WORK, Result, need_root
-from mvps.provoke.faults import FAULTS, Host
+from mvps.provoke.faults import FAULTS, LONGEST_S, Host
 from mvps.vantages.recording import Recorder
 from mvps.vantages.registry import VANTAGES, VantageSet
 
 SUMMARY = "record ticks of this host: quiet, benign ramps, fault episodes (no bar; feeds detect)"
 TICK_S = 0.5
 CALIBRATION_TICKS = 300
-# A spread fault: each part too weak to stand out, several vantages at once.
-SPREAD = (("mm", 0.15), ("blk", 0.07), ("cpu", 0.15))
-WEAK_DOSE = 0.25
+# A spread fault: several vantages at once, each with this share of the dose that one fault alone would have.
+SPREAD = {"mm": 0.6, "blk": 0.28, "cpu": 0.6}
+DOSES = (1.0, 0.25)
 
 Step = tuple[int, dict[str, Any]]  # ticks, what goes on in them
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--episodes", type=int, default=2, help="per fault and dose")
+    parser.add_argument("--episodes", type=int, default=2, help="per fault and dose (1 and 0.25), spread faults too")
+    parser.add_argument(
+        "--plan",
+        nargs="+",
+        type=planned,
+        metavar="FAULT@DOSExCOUNT",
+        help="episodes one by one, e.g. mm@0.1x12 path@1x14",
+    )
     parser.add_argument("--quiet-minutes", type=float, default=0.0, help="ticks without fault after the episodes")
     parser.add_argument("--ramps", type=int, default=1, help="benign load changes to 0.3x, 2x and 3x, each so often")
     parser.add_argument("--fault-ticks", type=int, default=8)
@@ -38,13 +45,25 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=WORK / "campaign.jsonl.gz")
 
 
+def planned(text: str) -> tuple[str, float, int]:
+    """(fault, dose, episodes) of one word of ``--plan``."""
+    kind, _, rest = text.partition("@")
+    dose, _, count = rest.partition("x")
+    if kind not in (*FAULTS, "spread"):
+        raise argparse.ArgumentTypeError(f"no fault {kind!r}; there are {', '.join(FAULTS)}, spread")
+    try:
+        return kind, float(dose), int(count)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FAULT@DOSExCOUNT, e.g. mm@0.1x12") from None
+
+
 def plan(given: argparse.Namespace) -> Iterator[Step]:
     """Calibration, episodes in random order (fixed seed) with gaps, ramps among them, then quiet."""
     yield CALIBRATION_TICKS + 20, {}
-    steps: list[dict[str, Any]] = [
-        {"fault": kind, "dose": dose} for kind in FAULTS for dose in (1.0, WEAK_DOSE) for _ in range(given.episodes)
-    ]
-    steps += [{"fault": "spread", "dose": WEAK_DOSE} for _ in range(given.episodes)]
+    wanted = given.plan or [(kind, dose, given.episodes) for kind in FAULTS for dose in DOSES]
+    if not given.plan:
+        wanted.append(("spread", DOSES[-1], given.episodes))
+    steps: list[dict[str, Any]] = [{"fault": kind, "dose": dose} for kind, dose, count in wanted for _ in range(count)]
     steps += [{"ramp": factor} for factor in (0.3, 2.0, 3.0) for _ in range(given.ramps)]
     random.Random(20).shuffle(steps)
     for step in steps:
@@ -61,6 +80,10 @@ def record(given: argparse.Namespace, out: Path) -> None:
     about = {"background": given.background, "vantages": list(VANTAGES)}
     steps = list(plan(given))
     total = sum(ticks for ticks, _ in steps)
+    if (total + 60) * TICK_S > LONGEST_S:
+        raise SystemExit(
+            f"{total * TICK_S / 60:.0f} minutes; loads end after {LONGEST_S / 60:.0f}: make two recordings"
+        )
     try:
         with Host(background_rate=given.background) as host, Recorder(out, TICK_S, about) as recorder:
             host.prepare(network=True)
@@ -76,8 +99,8 @@ def record(given: argparse.Namespace, out: Path) -> None:
                     )
                 recorder.mark(time.time_ns(), what)
                 if what.get("fault") == "spread":
-                    for kind, dose in SPREAD:
-                        host.start(kind, dose)
+                    for kind, share in SPREAD.items():
+                        host.start(kind, share * what["dose"])
                 elif "fault" in what:
                     host.start(what["fault"], what["dose"])
                 elif "ramp" in what:

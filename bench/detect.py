@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Power and false alarms of the coherence decision on recorded real ticks, beside a plain z-score rule.
 
+Four classes were named in advance (DESIGN.md section 4) in which coherence has to be better than the rival, in at
+least two: faults spread over several vantages, benign ramps that must stay silent, lying probes, and which vantage
+leads. Faults and ramps are in the recordings. Lies are told in the replay, on ticks without a fault: the probe's
+histogram, objects and count lose or gain a share of their events while what its witness counted stays as recorded.
+
 Both rules see the same ticks, calibrate on the same first window and use the same hysteresis. The rival is what an
 engineer writes first: per observation the z-score of the mean log severity and of the log event count (categorical
 observations: of each category's share), the largest |z| against one threshold, set so that its false-alarm episodes
@@ -15,6 +20,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +35,10 @@ from mvps.coherence.model import CoherenceVector, Decision, SurfaceModel
 from mvps.coherence.observation import Observation
 from mvps.coherence.phase import Phase
 from mvps.provoke.faults import FAULTS
+from mvps.vantages import blk, irq
 from mvps.vantages.recording import Mark, RecordingError, Tick, read
 from mvps.vantages.registry import DATAPLANE, KERNEL
+from mvps.vantages.witness import CountWitness
 
 SUMMARY = "detection within M + 2 ticks, attribution, false-alarm episodes per hour, beside a z-score rule"
 M = 3
@@ -43,6 +51,14 @@ BLOCK_TICKS = 600
 RESAMPLES = 2000
 # How much power against the rival may be lost on a single fault.
 TOLERANCE = 0.05
+# Lying probes: what the observation calls the count, what it calls the witness's, and the skew of the two.
+LIARS = {"blk": ("requests", "witness_requests", blk.SKEW), "irq": ("runs", "witness_runs", irq.SKEW)}
+# The share of the events that is told: a quarter lost, one of two CPUs lost, a program attached twice.
+TOLD = (0.75, 0.5, 2.0)
+LIE_TICKS = 7
+# A lie begins this often on ticks without a fault, and never soon after one.
+LIE_EVERY = 40
+BUSY = 0.1  # share of a tick in which a task waited for a CPU (PSI): beyond it the host has other work
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +80,8 @@ class Judged:
     score: list[float] = field(default_factory=list)  # -log10 of the smaller p-value of the surfaces
     z: list[float] = field(default_factory=list)
     z_lead: list[str] = field(default_factory=list)
+    accused: list[frozenset[str]] = field(default_factory=list)  # vantages whose own checks failed
+    busy: list[bool] = field(default_factory=list)
 
 
 def features(name: str, one: Observation) -> dict[tuple[str, str], float]:
@@ -132,12 +150,66 @@ def course(path: Path) -> Iterator[tuple[Mapping[str, Any], int, Tick]]:
             yield what, since, entry
 
 
-def judge(path: Path, settings: ModelSettings, level: Phase, quiet: Mapping[str, float] | None = None) -> Judged:
+@dataclass(frozen=True, slots=True)
+class Lie:
+    """One probe tells ``told`` times the events it saw."""
+
+    vantage: str
+    told: float
+
+    def distort(self, one: Observation, draw: np.random.Generator) -> Observation:
+        """The observation as the lying probe would give it; its checks are those of the honest one."""
+        count, _, _ = LIARS[self.vantage]
+        if self.told < 1.0:
+            histogram = draw.binomial(one.histogram.astype(np.int64), self.told).astype(np.float64)
+        else:
+            histogram = one.histogram * self.told
+        share = float(histogram.sum()) / one.events if one.events else 1.0
+        objects = None if one.objects is None else {key: n * share for key, n in one.objects.items()}
+        facts = {**one.facts, count: one.facts.get(count, 0.0) * share}
+        return dataclasses.replace(one, histogram=histogram, objects=objects, facts=facts)
+
+
+def lying(path: Path, lie: Lie) -> Iterator[tuple[Mapping[str, Any], int, Tick]]:
+    """:func:`course` with the lie told now and then, checks and all, on ticks without a fault."""
+    draw = np.random.default_rng(7)
+    count, witness, skew = LIARS[lie.vantage]
+    honest, told = CountWitness(skew), CountWitness(skew)
+    facts: Mapping[str, Any] = {}
+    for seen, (what, since, entry) in enumerate(course(path), 1):
+        one = entry.observations[lie.vantage]
+        phase = since % LIE_EVERY
+        tells = seen > CALIBRATION and not what and since >= LIE_EVERY and phase < LIE_TICKS
+        if tells and phase == 0:
+            facts = {"lie": lie.vantage, "told": lie.told}
+        shown = lie.distort(one, draw) if tells else one
+        true, lied = (
+            check.check(o.facts.get(count, 0.0), o.facts.get(witness, 0.0))
+            for check, o in ((honest, one), (told, shown))
+        )
+        # What the other checks of this vantage said stays; the verdict of the two counts is the liar's.
+        violated = min(max(one.violated + lied[1] - true[1], 0.0), one.checked)
+        shown = dataclasses.replace(shown, violated=violated)
+        observations = {**entry.observations, lie.vantage: shown}
+        yield (
+            facts if tells else what,
+            phase + 1 if tells else since,
+            dataclasses.replace(entry, observations=observations),
+        )
+
+
+def judge(
+    path: Path,
+    settings: ModelSettings,
+    level: Phase,
+    quiet: Mapping[str, float] | None = None,
+    lie: Lie | None = None,
+) -> Judged:
     """Replay one recording; ``quiet`` overrides the absolute scale of named vantages."""
     models = {surface: SurfaceModel(surface, names, settings) for surface, names in SURFACES.items()}
     rival, attribution = ZScores(), Attribution()
     judged = Judged()
-    for seen, (what, since, entry) in enumerate(course(path), 1):
+    for seen, (what, since, entry) in enumerate(lying(path, lie) if lie else course(path), 1):
         decisions: dict[str, Decision] = {}
         vectors: dict[str, CoherenceVector] = {}
         for surface, names in SURFACES.items():
@@ -168,6 +240,9 @@ def judge(path: Path, settings: ModelSettings, level: Phase, quiet: Mapping[str,
         judged.score.append(-math.log10(max(first.p_value, 1e-300)))
         judged.z.append(z)
         judged.z_lead.append(z_lead)
+        judged.accused.append(frozenset(name for name, one in entry.observations.items() if one.violated))
+        waited_ms = entry.observations["sched"].facts.get("psi_some_ms", 0.0) if "sched" in entry.observations else 0.0
+        judged.busy.append(waited_ms > BUSY * campaign.TICK_S * 1e3)
     return judged
 
 
@@ -260,56 +335,115 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
 
 
+def count_episodes(judged: Judged, rival: Sequence[bool], tally: dict[str, dict[str, Any]]) -> None:
+    """Add what both rules made of every fault, ramp and lie of one recording; ``rival``: its alarm per tick."""
+    for what, begin, end in episodes(judged):
+        if "fault" in what:
+            key = f"{what['fault']}@{what['dose']:g}"
+            expected = FAULTS[what["fault"]].vantage if what["fault"] in FAULTS else ""
+        elif "lie" in what:
+            key, expected = f"lie-{what['lie']}@{what['told']:g}", what["lie"]
+        else:
+            key, expected = f"ramp@{what['ramp']:g}", ""
+        row = tally[key]
+        # An alarm that is still on from before detects nothing: not counted, for either rule by itself.
+        ours_free = not (begin and judged.alarmed[begin - 1])
+        theirs_free = not (begin and rival[begin - 1])
+        row["n"] += ours_free
+        row["rival_n"] += theirs_free
+        stop = min(end + RECOVERY_TICKS, len(judged.what)) if "ramp" in what else min(begin + WITHIN, end)
+        ours_at = next((i for i in range(begin, stop) if ours_free and judged.alarmed[i]), None)
+        theirs_at = next((i for i in range(begin, stop) if theirs_free and rival[i]), None)
+        row["ours"] += ours_at is not None
+        row["rival"] += theirs_at is not None
+        if ours_at is not None:
+            row["ours_ticks"] += ours_at - begin + 1
+            # The lead is settled over the ticks that made the alarm, the last M.
+            span = range(max(begin, ours_at - M + 1), ours_at + 1)
+            # Who lies is said by the checks that failed, not by who moved.
+            said = ",".join(sorted(judged.accused[ours_at])) if "lie" in what else vantage_of(judged.lead[ours_at])
+            row["ours_lead"] += said == expected
+            row["farthest_lead"] += majority([vantage_of(judged.farthest[i]) for i in span]) == expected
+            row[f"lead:{said}"] += 1
+        if theirs_at is not None:
+            row["rival_lead"] += vantage_of(judged.z_lead[theirs_at]) == expected
+
+
 def evaluate(
-    paths: Sequence[Path], settings: ModelSettings, level: Phase, quiet: Mapping[str, float] | None = None
+    paths: Sequence[Path],
+    settings: ModelSettings,
+    level: Phase,
+    quiet: Mapping[str, float] | None = None,
+    lies: Sequence[Lie] = (),
 ) -> dict[str, Any]:
     """Everything the benchmark reports; an alarm is a phase of ``level`` or above on any surface."""
-    all_judged = [judge(path, settings, level, quiet) for path in paths]
+    with ProcessPoolExecutor() as pool:
+        honest = [pool.submit(judge, path, settings, level, quiet) for path in paths]
+        lied = [pool.submit(judge, path, settings, level, quiet, lie) for lie in lies for path in paths]
+        all_judged = [one.result() for one in honest]
+        all_lied = [one.result() for one in lied]
     wheres = [quiet_mask(j) for j in all_judged]
-    starts = np.concatenate([episode_starts(j.alarmed, w) for j, w in zip(all_judged, wheres, strict=True)])
     where = np.concatenate(wheres)
-    ours = per_hour(starts, where)
+    our_starts = np.concatenate([episode_starts(j.alarmed, w) for j, w in zip(all_judged, wheres, strict=True)])
+    ours = per_hour(our_starts, where)
     threshold = matched_threshold(all_judged, ours[0])
     rival = [hysteresis([z > threshold for z in j.z]) for j in all_judged]
     z_starts = np.concatenate([episode_starts(r, w) for r, w in zip(rival, wheres, strict=True)])
     theirs = per_hour(z_starts, where)
     tally: dict[str, dict[str, Any]] = defaultdict(lambda: defaultdict(int))
     for judged, alarmed in zip(all_judged, rival, strict=True):
-        for what, begin, end in episodes(judged):
-            if "fault" in what:
-                key = f"{what['fault']}@{what['dose']:g}"
-                expected = FAULTS[what["fault"]].vantage if what["fault"] in FAULTS else ""
-            else:
-                key, expected = f"ramp@{what['ramp']:g}", ""
-            row = tally[key]
-            # An alarm that is still on from before detects nothing: not counted, for either rule by itself.
-            ours_free = not (begin and judged.alarmed[begin - 1])
-            theirs_free = not (begin and alarmed[begin - 1])
-            row["n"] += ours_free
-            row["rival_n"] += theirs_free
-            stop = min(begin + WITHIN, end) if "fault" in what else min(end + RECOVERY_TICKS, len(judged.what))
-            ours_at = next((i for i in range(begin, stop) if ours_free and judged.alarmed[i]), None)
-            theirs_at = next((i for i in range(begin, stop) if theirs_free and alarmed[i]), None)
-            row["ours"] += ours_at is not None
-            row["rival"] += theirs_at is not None
-            if ours_at is not None:
-                row["ours_ticks"] += ours_at - begin + 1
-                # The lead is settled over the ticks that made the alarm, the last M.
-                span = range(max(begin, ours_at - M + 1), ours_at + 1)
-                said = vantage_of(judged.lead[ours_at])
-                row["ours_lead"] += said == expected
-                row["farthest_lead"] += majority([vantage_of(judged.farthest[i]) for i in span]) == expected
-                row[f"lead:{said}"] += 1
-            if theirs_at is not None:
-                row["rival_lead"] += vantage_of(judged.z_lead[theirs_at]) == expected
+        count_episodes(judged, alarmed, tally)
+    for judged in all_lied:
+        told = dataclasses.replace(judged, what=[what if "lie" in what else {} for what in judged.what])
+        count_episodes(told, hysteresis([z > threshold for z in judged.z]), tally)
+    busy = np.concatenate([np.array(j.busy, dtype=bool) for j in all_judged])[where]
     return {
         "quiet_hours": float(where.sum() * campaign.TICK_S / 3600),
+        "quiet_busy_share": float(busy.mean()) if busy.size else 0.0,
+        "false_alarms": int(our_starts.sum()),
+        "false_alarms_while_busy": int((our_starts[where] & near(busy)).sum()),
         "false_alarms_per_hour": ours,
         "rival_false_alarms_per_hour": theirs,
         "rival_threshold": threshold,
         "episodes": {
             key: {"n": 0, "ours": 0, "rival_n": 0, "rival": 0} | dict(row) for key, row in sorted(tally.items())
         },
+    }
+
+
+def near(busy: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Ticks that are busy or follow one within M: an alarm needs M ticks to be raised."""
+    return np.convolve(busy, np.ones(M + 1), "full")[: len(busy)] > 0
+
+
+def ahead(hits: int, n: int, rival_hits: int, rival_n: int) -> tuple[float, float, float]:
+    """Difference of two shares with its 95 % interval (Newcombe 1998, method 10)."""
+    ours, theirs = hits / max(n, 1), rival_hits / max(rival_n, 1)
+    low, high = wilson(hits, n)
+    rival_low, rival_high = wilson(rival_hits, rival_n)
+    difference = ours - theirs
+    below = math.hypot(ours - low, rival_high - theirs)
+    above = math.hypot(high - ours, theirs - rival_low)
+    return difference, difference - below, difference + above
+
+
+def classes(found: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """The classes named in advance: how far ahead of the rival coherence is, as a share, with its interval."""
+
+    def total(keys: Sequence[str], what: str) -> int:
+        return sum(found["episodes"][key].get(what, 0) for key in keys)
+
+    def of(kind: str) -> list[str]:
+        return [key for key in found["episodes"] if key.startswith(kind)]
+
+    spread, ramps, lies = of("spread"), of("ramp"), of("lie")
+    single = [key for key in found["episodes"] if key not in {*spread, *ramps, *lies}]
+    silent, rival_silent = (total(ramps, n) - total(ramps, hits) for n, hits in (("n", "ours"), ("rival_n", "rival")))
+    return {
+        "spread faults caught": ahead(*(total(spread, w) for w in ("ours", "n", "rival", "rival_n"))),
+        "ramps silent": ahead(silent, total(ramps, "n"), rival_silent, total(ramps, "rival_n")),
+        "lying probes caught": ahead(*(total(lies, w) for w in ("ours", "n", "rival", "rival_n"))),
+        "right lead": ahead(*(total(single, w) for w in ("ours_lead", "n", "rival_lead", "rival_n"))),
     }
 
 
@@ -363,10 +497,11 @@ def run(given: argparse.Namespace) -> Result:
     settings = ModelSettings(statistic=given.statistic)
     if given.table:
         print(table(paths, settings, Phase[given.level]))
-    found = evaluate(paths, settings, Phase[given.level])
+    lies = [Lie(vantage, told) for vantage in LIARS for told in TOLD]
+    found = evaluate(paths, settings, Phase[given.level], lies=lies)
     judged = {key: row for key, row in found["episodes"].items() if row["n"]}
     full = {key: row for key, row in judged.items() if key.endswith("@1")}
-    single = {key: row for key, row in judged.items() if not key.startswith(("ramp", "spread"))}
+    single = {key: row for key, row in judged.items() if not key.startswith(("ramp", "spread", "lie"))}
     for key, row in found["episodes"].items():
         n, theirs = row["n"], max(row["rival_n"], 1)
         low, high = wilson(row["ours"], n)
@@ -377,17 +512,24 @@ def run(given: argparse.Namespace) -> Result:
             f"rival {row['rival'] / theirs:.2f} of {row['rival_n']:3} lead ok {row.get('rival_lead', 0):3}   "
             f"leads {leads}"
         )
-    print(f"quiet {found['quiet_hours']:.2f} h; false alarms/h {found['false_alarms_per_hour']}")
+    print(
+        f"quiet {found['quiet_hours']:.2f} h, {found['quiet_busy_share']:.0%} of it busy; false alarms "
+        f"{found['false_alarms']} ({found['false_alarms_while_busy']} while busy), /h {found['false_alarms_per_hour']}"
+    )
     print(f"rival {found['rival_false_alarms_per_hour']} at z > {found['rival_threshold']:.2f}")
     caught = min((row["ours_lead"] / row["n"] if "ours_lead" in row else 0.0 for row in full.values()), default=0.0)
     no_worse = all(
         row["ours"] / row["n"] >= row["rival"] / max(row["rival_n"], 1) - TOLERANCE for row in single.values()
     )
+    ahead_in = classes(found)
+    for name, (difference, low, high) in ahead_in.items():
+        print(f"{name}: ahead of the rival by {difference:+.2f} [{low:+.2f}, {high:+.2f}]")
+    better = sum(low > 0 for _, low, _ in ahead_in.values())
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     return Result(
         figure=caught,
         unit="share of full-dose faults caught in time and rightly attributed (worst kind)",
         bar=1.0,
-        holds=caught >= 1.0 and no_worse,
-        details={**found, "no_worse_than_rival": no_worse, "recordings": digests},
+        holds=caught >= 1.0 and no_worse and better >= 2,
+        details={**found, "no_worse_than_rival": no_worse, "ahead_of_rival": ahead_in, "recordings": digests},
     )

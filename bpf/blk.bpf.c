@@ -5,7 +5,11 @@
  * Why these hooks: block_rq_complete sees every request once its bytes are done, and the request itself carries its
  * start time (start_time_ns), so one hook and no map replace the usual issue/complete pair with a hash between them.
  * It runs in whatever context the interrupt hit: the owner is taken from the bio's blkcg, never from the current task.
- * block_rq_issue and block_rq_requeue are only counted: issued = completed + requeued + in flight is our check.
+ * block_rq_issue and block_rq_requeue are only counted: issued + unissued = completed + requeued + in flight is our
+ * check.
+ *
+ * A sequence of flushes (block/blk-flush.c) ends with a completion without octets of the request it was made for: an
+ * fsync, or a journal's commit block whose data was done before. diskstats counts it too, and it was never issued.
  */
 #include "common.h"
 
@@ -17,6 +21,7 @@ struct blk_cell {
     u64 issued;
     u64 completed;
     u64 requeued;
+    u64 unissued;
     u64 partial;
     u64 errors;
     u64 untimed;
@@ -55,6 +60,8 @@ int BPF_PROG(blk_complete, struct request *rq, int error, unsigned int nr_bytes)
         add(&cell->partial, 1);
         return 0;
     }
+    if (!nr_bytes && rq->bio) /* the end of a sequence; a flush request itself has no bio, and is issued */
+        add(&cell->unissued, 1);
     add(&cell->completed, 1);
     add(&cell->bytes, nr_bytes);
     if (error)

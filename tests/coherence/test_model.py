@@ -47,6 +47,28 @@ def test_each_fault_is_critical_after_three_ticks_and_names_its_vantage(host: Ho
     assert np.argmax(d.posterior) == 3
 
 
+def test_a_check_that_never_failed_in_bau_raises_an_alarm_when_it_does(host: HostMaker) -> None:
+    """One of a few checks a tick, with every distribution as ever: only the witness tells that a probe lies."""
+    source = host(5)
+
+    def tick(violated: float) -> dict[str, Observation]:
+        seen = {v: dataclasses.replace(o, checked=0.0, violated=0.0) for v, o in source.tick().items()}
+        for vantage, failed in (("blk", violated), ("irq", 0.0), ("sched", 0.0)):
+            seen[vantage] = dataclasses.replace(seen[vantage], checked=1.0, violated=failed)
+        return seen
+
+    model = SurfaceModel("kernel", source.vantages, ModelSettings())
+    t = model.settings.calibration_ticks
+    for k in range(t):
+        model.step(k, tick(0.0))
+    results = [model.step(t + k, tick(1.0)) for k in range(3)]
+    assert [r.phase for r in results[:2]] == [Phase.BAU] * 2
+    assert results[-1].phase >= Phase.ALARM
+    decision = results[-1].decision
+    assert decision is not None
+    assert max(decision.axis_contributions, key=decision.axis_contributions.__getitem__) == "c1"
+
+
 def test_false_alarms_of_the_whole_pipeline(host: HostMaker) -> None:
     """Six hosts, 300 dependent BAU ticks each to calibrate and 400 after: WATCH or worse at a nominal 5 %.
 

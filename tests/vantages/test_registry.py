@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +97,29 @@ class TestOnThisHost:
         assert seen.checked == 3.0
         assert seen.violated == 0.0
         assert "mvps-provoke-disk.slice" in vantages.object_names(seen.objects or {}).values()
+
+    @pytest.mark.parametrize("flags", [0, os.O_DSYNC], ids=["fdatasync", "O_DSYNC"])
+    def test_flushes_and_forced_writes_are_counted_as_the_disk_counts_them(
+        self, vantages: VantageSet, flags: int
+    ) -> None:
+        """The end of a flush sequence completes what was never issued: no lie of the probe."""
+        vantages.read()
+        # /tmp may be memory: what is flushed has to reach a disk.
+        with tempfile.NamedTemporaryFile(dir="/var/tmp", prefix="mvps-test-") as file:
+            descriptor = os.open(file.name, os.O_RDWR | flags)
+            try:
+                for n in range(300):
+                    os.pwrite(descriptor, bytes([n % 256]) * 4096, (n % 16) * 4096)
+                    if not flags:
+                        os.fdatasync(descriptor)
+                        os.fdatasync(descriptor)  # nothing is dirty: an empty flush at most
+            finally:
+                os.close(descriptor)
+        seen = vantages.read()["blk"]
+        assert seen.facts["requests"] >= 300
+        assert seen.facts["requests"] == pytest.approx(seen.facts["witness_requests"], abs=8)
+        assert seen.checked >= 2.0
+        assert seen.violated == 0.0
 
     def test_busy_cpus_make_tasks_wait(self, host: Host, vantages: VantageSet) -> None:
         seen = during(host, vantages, "cpu")["sched"]

@@ -217,14 +217,23 @@ def c1(checked: float, violated: float, fingerprint_entropy: tuple[float, float]
     return lawful * _steadiness(fingerprint_entropy, known)
 
 
-def c1_noise(checked: float, violated: float, fingerprint_entropy: tuple[float, float] | None, known: int) -> float:
-    """Variance that counting noise alone gives C_1, same arguments as :func:`c1` (ours)."""
-    noise = 0.0
-    if checked > 0.0:
-        noise += binomial_noise(1.0 - violated / checked, checked)
-    if fingerprint_entropy is not None:
-        noise += binomial_noise(_steadiness(fingerprint_entropy, known), fingerprint_entropy[1])
+def check_noise(checked: FloatArray, violated: FloatArray, at: FloatArray) -> FloatArray:
+    """Variance that ``at`` checks in a tick give the lawful share of C_1, same shape as ``at`` (ours).
+
+    checked, violated: of BAU ticks, (T,). Their pooled rate counts, not the tick's own few checks: what held a
+    thousand times does not fail by chance, so its first failure is no noise.
+    """
+    trials = float(checked.sum())
+    rate = (float(violated.sum()) + 0.5) / (trials + 1.0)
+    noise: FloatArray = np.where(at > 0.0, rate * (1.0 - rate) / np.maximum(at, 1.0), 0.0)
     return noise
+
+
+def fingerprint_noise(fingerprint_entropy: tuple[float, float] | None, known: int) -> float:
+    """Variance that counting alone gives the fingerprint factor of C_1, arguments as of :func:`c1` (ours)."""
+    if fingerprint_entropy is None:
+        return 0.0
+    return binomial_noise(_steadiness(fingerprint_entropy, known), fingerprint_entropy[1])
 
 
 def _steadiness(fingerprint_entropy: tuple[float, float] | None, known: int) -> float:

@@ -30,10 +30,11 @@ from mvps.coherence.axes import (
     BoolArray,
     binomial_noise,
     c1,
-    c1_noise,
     c2,
     c2_noise,
+    check_noise,
     entropy,
+    fingerprint_noise,
     jaccard,
     own_distance,
     own_noise,
@@ -384,7 +385,9 @@ class _Window:
     histograms: FloatArray  # (T, V, HIST_BINS)
     present: BoolArray  # (T, V)
     c1: FloatArray  # (T,), NaN when absent
-    c1_noise: FloatArray  # (T,)
+    checked: FloatArray  # (T,)
+    violated: FloatArray  # (T,)
+    fingerprint_noise: FloatArray  # (T,)
     objects: tuple[_Objects | None, ...]
     pair_overlap: FloatArray  # (T,), sum of pairwise Jaccards
     universe: FloatArray  # (T,), objects touched by any vantage
@@ -463,7 +466,9 @@ def _window(
         np.stack([record.histograms[chosen] for record in records]),
         present[:, chosen],
         np.array([math.nan if (x := c1(*args)) is None else x for args in causal]),
-        np.array([c1_noise(*args) for args in causal]),
+        np.array([record.checked for record in records]),
+        np.array([record.violated for record in records]),
+        np.array([fingerprint_noise(prints, number) for _, _, prints, number in causal]),
         tuple(_objects([sets[v] for sets in touched]) for v in range(len(chosen))),
         pairs,
         universe,
@@ -523,7 +528,7 @@ def _fit(window: _Window, ticks: IndexArray) -> _Fit:
     universe = max(float(window.universe[ticks].mean()), 1.0)
     noise = np.stack(
         (
-            window.c1_noise,
+            check_noise(window.checked[ticks], window.violated[ticks], window.checked) + window.fingerprint_noise,
             c2_noise(p, events, laws, reference, window.pseudo, window.present),
             np.full(len(z), binomial_noise(float(known.mean()) if len(known) else 1.0, universe)),
         ),

@@ -6,6 +6,7 @@ dose 1 is the full fault; smaller doses are the same mechanism with less of it.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -22,8 +23,10 @@ from mvps.provoke.network import ADDRESSES, PORT, ProvokeError, TwoHopPeer
 _MIB = 1 << 20
 _FILE_MIB = 256
 _CGROUP_LIMIT_MIB = 64
+# Full dose; a quarter of it is 20 Mbit/s, a hundredth 170.
+_CHOKE_MBITS = 8.0
 # No load lives longer than this, whatever happens to us.
-_LONGEST_S = 7200.0
+LONGEST_S = 7200.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ FAULTS: Mapping[str, FaultSpec] = {
 
 
 def _load(kind: str, *arguments: str, rate: float = 1.0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "mvps.provoke.load", kind, "--seconds", str(_LONGEST_S), "--rate", str(rate)]
+    command = [sys.executable, "-m", "mvps.provoke.load", kind, "--seconds", str(LONGEST_S), "--rate", str(rate)]
     return subprocess.Popen(
         [*command, *arguments],
         stdin=subprocess.PIPE,
@@ -57,6 +60,12 @@ def _load(kind: str, *arguments: str, rate: float = 1.0) -> subprocess.Popen[str
         process_group=0,  # Ctrl-C is for the one who provokes; loads end when their input closes
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
     )
+
+
+def _split(workers: float) -> tuple[int, float]:
+    """A load of so many workers as (whole workers, the share of the time that each works)."""
+    whole = max(1, math.ceil(round(workers, 9)))
+    return whole, workers / whole
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -164,16 +173,18 @@ class Host:
             group = self._workload("reclaim", memory_mib=_CGROUP_LIMIT_MIB)
             self._loads.append(_load("walk", "--file", str(self._scratch), *group, rate=dose))
         elif kind == "blk":
-            threads = str(max(2, round(32 * dose)))
+            threads, duty = _split(32 * dose)
             group = self._workload("disk")
-            self._loads.append(_load("disk", "--file", str(self._scratch), "--threads", threads, *group))
+            self._loads.append(
+                _load("disk", "--file", str(self._scratch), "--threads", str(threads), *group, rate=duty)
+            )
         elif kind == "cpu":
-            count = max(1, round(4 * (os.cpu_count() or 1) * dose))
+            count, duty = _split(4 * (os.cpu_count() or 1) * dose)
             group = self._workload("cpu")
-            self._loads += [_load("cpu", *group) for _ in range(count)]
+            self._loads += [_load("cpu", *group, rate=duty) for _ in range(count)]
         elif kind == "sock":
             self._need_network(kind)
-            self.peer.choke(8.0 if dose >= 1 else 20.0)
+            self.peer.choke(_CHOKE_MBITS * dose ** (-2 / 3))
             self._undo.append(self.peer.unchoke)
             targets = [word for address in ADDRESSES[: max(2, round(12 * dose))] for word in ("--address", address)]
             self._loads.append(_load("bulk", "--port", str(PORT), *targets, *self._workload("bulk")))

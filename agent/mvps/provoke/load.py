@@ -71,7 +71,10 @@ def walk_file(path: Path, rate: Rate) -> None:
 
 
 def direct_io(path: Path, threads: int, rate: Rate) -> None:
-    """Random direct reads and writes of 64 KiB from many threads: the queue is full all the time."""
+    """Random direct reads and writes of 64 KiB from many threads: at rate 1 the queue is full all the time.
+
+    At a smaller rate each thread rests between its requests, so that it works that share of the time.
+    """
     size = path.stat().st_size
 
     def one(seed: int) -> None:
@@ -80,10 +83,14 @@ def direct_io(path: Path, threads: int, rate: Rate) -> None:
         block = mmap.mmap(-1, 1 << 16)  # direct I/O wants page-aligned memory
         while not rate.ended.is_set():
             at = draw.randrange(size >> 16) << 16
+            begun = time.monotonic()
             if draw.random() < 0.5:
                 os.pwritev(fd, [block], at)
             else:
                 os.preadv(fd, [block], at)
+            if rate.value < 1:
+                rest = (time.monotonic() - begun) * (1 / max(rate.value, 0.01) - 1)
+                rate.ended.wait(min(rest, 1.0))
         os.close(fd)
 
     workers = [threading.Thread(target=one, args=(n,), daemon=True) for n in range(threads)]
