@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import contextlib
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mvps.daemon import config
-from mvps.daemon.config import Config, ConfigError
+from mvps.daemon.config import Config
+from mvps.settings.toml_file import ConfigError
 from mvps.vantages.probe_plan import Destination, ProbePlan
 
 
@@ -93,20 +93,6 @@ def test_all_problems_are_reported_in_the_order_of_the_file() -> None:
 def test_the_message_has_path_and_line_in_front() -> None:
     with pytest.raises(ConfigError, match=r"^agent\.toml:2: agent\.tick_ms: "):
         config.parse("[agent]\ntick_ms = 1\n", "agent.toml")
-
-
-def test_missing_unreadable_and_foreign_files_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="mvps config"):
-        config.load(tmp_path / "none.toml")
-    with pytest.raises(ConfigError, match="irectory"):
-        config.load(tmp_path)
-    (tmp_path / "binary").write_bytes(b"[agent]\n\xff\xfe")
-    with pytest.raises(ConfigError, match=r"binary:2: not UTF-8"):
-        config.load(tmp_path / "binary")
-    with (tmp_path / "huge").open("wb") as file:
-        file.truncate(config.MAX_FILE_BYTES + 1)
-    with pytest.raises(ConfigError, match="not a settings file"):
-        config.load(tmp_path / "huge")
 
 
 def test_only_marked_keys_are_reloadable() -> None:

@@ -39,12 +39,13 @@ def add_socket_option(parser: argparse.ArgumentParser) -> None:
 def read_config(path: Path | None) -> Config:
     """Settings of ``path``, of the installed file, or the defaults; a bad file ends the verb with 2."""
     from mvps.daemon import config
+    from mvps.settings.toml_file import ConfigError
 
     if path is None and not DEFAULT_CONFIG.exists():
         return config.Config()
     try:
         return config.load(path or DEFAULT_CONFIG)
-    except config.ConfigError as error:
+    except ConfigError as error:
         raise exits.Failure(exits.USAGE, str(error)) from None
 
 

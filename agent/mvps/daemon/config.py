@@ -1,53 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's settings: one TOML file, every key checked before anything is attached.
 
-A key that is unknown, of the wrong type or out of range is an error that names the file, the line and what
-would be accepted. All problems of a file are reported at once. Each field carries its unit, whether SIGHUP
-may change it, and a description, so that :func:`default_file` can print the reference that ``mvps config``
-shows.
+Each field carries its unit, whether SIGHUP may change it, and a description, so that :func:`default_file` can print
+the reference that ``mvps config`` shows.
 """
 
 from __future__ import annotations
 
 import re
 import socket
-import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
+from mvps.settings import toml_file
 from mvps.trust.limits import MAX_UNCHANGED_TICKS
 from mvps.vantages.probe_plan import MAX_DESTINATIONS, MAX_FLOWS, MAX_RATE, MAX_TTL, Destination, ProbePlan, parse_site
-
-# Larger than any honest file; keeps a wrong path (a log, a device) from being read into memory.
-MAX_FILE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing wrong with a settings file: its line (0 when no line can be named) and what to do."""
-
-    line: int
-    message: str
-
-
-class ConfigError(Exception):
-    """A settings file that cannot be used. ``str()`` is one line per problem, ready for the user."""
-
-    def __init__(self, path: Path | str, problems: Sequence[Problem]):
-        self.path = str(path)
-        self.problems = tuple(problems)
-        super().__init__("\n".join(self._lines()))
-
-    def _lines(self) -> Iterator[str]:
-        for problem in self.problems:
-            place = f"{self.path}:{problem.line}" if problem.line else self.path
-            yield f"{place}: {problem.message}"
 
 
 def _setting(default: Any, description: str, *, unit: str = "", reload: bool = False, **limits: Any) -> Any:
@@ -368,41 +339,13 @@ class Config(_Section):
 
 
 def parse(text: str, path: Path | str = "<text>") -> Config:
-    """Settings from TOML text. :class:`ConfigError` lists every problem with its line."""
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        place = re.search(r"line (\d+)", str(error))
-        line = int(place.group(1)) if place else text.count("\n") + 1
-        detail = re.sub(r" \(at .*\)$", "", str(error))
-        raise ConfigError(path, [Problem(line, f"not TOML: {detail}")]) from None
-    try:
-        return Config.model_validate(_tuples(document))
-    except ValidationError as error:
-        lines = _key_lines(text)
-        problems = [_problem(detail, lines) for detail in error.errors()]
-        raise ConfigError(path, sorted(problems, key=lambda p: p.line)) from None
+    """Settings from TOML text. ``ConfigError`` lists every problem with its line."""
+    return toml_file.parse(text, Config, path)
 
 
 def load(path: Path | str) -> Config:
-    """Settings from a file. :class:`ConfigError` also for a file that is missing or unreadable."""
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        advice = {
-            FileNotFoundError: "no such file; `mvps config` prints one to start from",
-            PermissionError: "not readable by this user",
-        }.get(type(error), error.strerror or str(error))
-        raise ConfigError(path, [Problem(0, advice)]) from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise ConfigError(path, [Problem(0, f"larger than {MAX_FILE_BYTES} bytes: not a settings file")])
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise ConfigError(path, [Problem(line, "not UTF-8 text")]) from None
-    return parse(text, path)
+    """Settings from a file. ``ConfigError`` also for a file that is missing or unreadable."""
+    return toml_file.load(path, Config, "`mvps config` prints one to start from")
 
 
 def changes(old: Config, new: Config) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -485,65 +428,3 @@ def _toml(value: Any) -> str:
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return str(value)
-
-
-def _tuples(value: Any) -> Any:
-    """TOML arrays as tuples, which strict validation wants for frozen fields."""
-    if isinstance(value, list):
-        return tuple(_tuples(v) for v in value)
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return value
-
-
-def _problem(detail: ErrorDetails, lines: dict[tuple[str, ...], int]) -> Problem:
-    location = tuple(part for part in detail["loc"] if isinstance(part, str))
-    line = next((lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in lines), 0)
-    key = ".".join(location)
-    if detail["type"] == "extra_forbidden":
-        return Problem(line, f'unknown key "{key}"; known here: {", ".join(_siblings(location))}')
-    if detail["type"] == "model_type":
-        return Problem(line, f"{key}: is a table; write [{key}] on its own line and its keys below")
-    message = detail["msg"].removeprefix("Value error, ")
-    return Problem(line, f"{key}: {message[0].lower() + message[1:]}")
-
-
-def _siblings(location: tuple[str, ...]) -> list[str]:
-    if len(location) > 1 and location[0] in Config.model_fields:
-        return [key for section, key, _ in _fields() if section == location[0]]
-    return [f"[{name}]" for name in Config.model_fields]
-
-
-_HEADER = re.compile(r"^\s*\[\[?\s*([^\]]+?)\s*\]\]?\s*(#.*)?$")
-_KEY = re.compile(r"""^\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=""")
-_FENCE = re.compile(r'"""|\'\'\'')
-
-
-def _key_lines(text: str) -> dict[tuple[str, ...], int]:
-    """Line of every table header and key of a TOML text that already parsed.
-
-    tomllib keeps no positions. A line scan is enough for what this file may hold: keys in inline tables
-    fall back to the line of the key that holds the table.
-    """
-    lines: dict[tuple[str, ...], int] = {}
-    table: tuple[str, ...] = ()
-    fence = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        if fence:
-            fence = "" if fence in line else fence
-            continue
-        if header := _HEADER.match(line):
-            table = _path(header.group(1))
-            lines.setdefault(table, number)
-        elif key := _KEY.match(line):
-            path = (*table, *_path(key.group(1)))
-            for depth in range(1, len(path) + 1):
-                lines.setdefault(path[:depth], number)
-            opened = _FENCE.findall(line[key.end() :])
-            fence = opened[0] if len(opened) % 2 else ""
-    return lines
-
-
-def _path(dotted: str) -> tuple[str, ...]:
-    parts = re.findall(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""", dotted)
-    return tuple(part.strip("\"'") for part in parts)
