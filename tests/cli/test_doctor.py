@@ -40,6 +40,48 @@ def test_btf(tmp_path: Path) -> None:
     assert doctor.btf(tmp_path).level == "ok"
 
 
+def test_hooks_are_looked_up_one_by_one_in_the_kernels_types(tmp_path: Path) -> None:
+    assert "btf" in doctor.hooks(tmp_path).advice
+    here = Path("/sys/kernel/btf/vmlinux")
+    if not here.exists():
+        pytest.skip("this kernel has no BTF")
+    types = here.read_bytes()
+    _put(tmp_path, "sys/kernel/btf/vmlinux", types)
+    assert doctor.hooks(tmp_path).level == "ok"
+    assert int(doctor.hooks(tmp_path).detail.split()[0]) >= 20
+    _put(tmp_path, "sys/kernel/btf/vmlinux", types.replace(b"btf_trace_tcp_probe\0", b"btf_trace_tcp_prob_\0"))
+    finding = doctor.hooks(tmp_path)
+    assert (finding.level, finding.detail) == ("warn", "this kernel lacks tcp_probe (path), tcp_probe (sock)")
+
+
+def test_jit_and_statistics(tmp_path: Path) -> None:
+    assert (doctor.jit(tmp_path).level, doctor.statistics(tmp_path).level) == ("ok", "ok")
+    _put(tmp_path, "proc/sys/net/core/bpf_jit_enable", b"0\n")
+    _put(tmp_path, "proc/sys/kernel/bpf_stats_enabled", b"1\n")
+    assert "bpf_jit_enable=1" in doctor.jit(tmp_path).advice
+    assert "bpf_stats_enabled=0" in doctor.statistics(tmp_path).advice
+    _put(tmp_path, "proc/sys/net/core/bpf_jit_enable", b"2\n")
+    _put(tmp_path, "proc/sys/kernel/bpf_stats_enabled", b"0\n")
+    assert (doctor.jit(tmp_path).level, doctor.statistics(tmp_path).level) == ("ok", "ok")
+
+
+def test_spool_has_room_or_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Config.model_validate({"spool": {"path": str(tmp_path / "spool"), "max_mib": 100}})
+    free = 200
+    monkeypatch.setattr(
+        "shutil.disk_usage",
+        lambda _: type("Usage", (), {"free": free << 20}),
+    )
+    assert doctor.spool(settings).detail == f"0 of at most 100 MiB at {tmp_path / 'spool'}"
+    free = 80
+    assert "may grow by 100" in doctor.spool(settings).detail
+    (tmp_path / "spool").mkdir()
+    with (tmp_path / "spool/segment").open("wb") as file:
+        file.truncate(30 << 20)
+    assert doctor.spool(settings).level == "ok"
+    assert doctor.spool(Config.model_validate({"spool": {"max_mib": 0}})).level == "warn"
+
+
 @pytest.mark.parametrize(
     ("effective", "missing"),
     [
@@ -136,7 +178,7 @@ def test_state_dir(tmp_path: Path) -> None:
 
 def test_this_host_can_be_examined_and_every_complaint_has_advice() -> None:
     findings = doctor.examine(Config())
-    assert len({f.check for f in findings}) == len(findings) == 13
+    assert len({f.check for f in findings}) == len(findings) == 17
     assert all(f.advice for f in findings if f.level != "ok")
 
 

@@ -13,12 +13,15 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 import ssl
 import struct
 import subprocess
 import time
 from dataclasses import asdict, dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -83,6 +86,9 @@ def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
     return [
         kernel(platform.release()),
         btf(root),
+        hooks(root),
+        jit(root),
+        statistics(root),
         capabilities(root),
         libbpf(),
         lockdown(root),
@@ -94,6 +100,7 @@ def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
         epoch(config),
         broker(config),
         state_dir(config),
+        spool(config),
     ]
 
 
@@ -118,6 +125,65 @@ def btf(root: Path = Path("/")) -> Finding:
     if magic != 0xEB9F:
         return Finding("btf", "fail", "/sys/kernel/btf/vmlinux is not BTF", "use the distribution's own kernel")
     return Finding("btf", "ok", f"{path.stat().st_size / 1e6:.1f} MB at /sys/kernel/btf/vmlinux")
+
+
+def hooks(root: Path = Path("/")) -> Finding:
+    """Whether the kernel has every tracepoint that a vantage's programs attach to, by its BTF."""
+    try:
+        types = (root / "sys/kernel/btf/vmlinux").read_bytes()
+    except OSError:
+        return Finding("hooks", "fail", "cannot be looked up without BTF", "see btf above")
+    missing: list[str] = []
+    number = 0
+    for file in sorted(_objects(), key=lambda file: file.name):
+        # Section names of the object; a tracepoint's type is called btf_trace_NAME.
+        wanted = sorted({name.decode() for name in re.findall(rb"\0tp_btf/(\w+)(?=\0)", file.read_bytes())})
+        number += len(wanted)
+        vantage = file.name.removesuffix(".bpf.o")
+        missing += [f"{name} ({vantage})" for name in wanted if f"\0btf_trace_{name}\0".encode() not in types]
+    if not number:
+        return Finding("hooks", "fail", "the BPF objects are not here", "packaging/build_hook.py, or install again")
+    if missing:
+        return Finding(
+            "hooks",
+            "warn",
+            f"this kernel lacks {', '.join(missing)}",
+            "mvps check says which vantages start without; a kernel built without that subsystem has nothing to watch",
+        )
+    return Finding("hooks", "ok", f"{number} tracepoints")
+
+
+def _objects() -> list[Traversable]:
+    folder = resources.files("mvps.probes") / "bpf"
+    return [file for file in folder.iterdir() if file.name.endswith(".bpf.o")] if folder.is_dir() else []
+
+
+def jit(root: Path = Path("/")) -> Finding:
+    """Whether programs run as machine code; interpreted ones cost several times as much per event."""
+    setting = root / "proc/sys/net/core/bpf_jit_enable"
+    try:
+        on = int(setting.read_text()) > 0
+    except (OSError, ValueError):  # built in for good, or not for this user to see
+        return Finding("jit", "ok", "not switchable here")
+    if not on:
+        return Finding("jit", "warn", "off: BPF programs are interpreted", "sysctl net.core.bpf_jit_enable=1")
+    return Finding("jit", "ok", "on")
+
+
+def statistics(root: Path = Path("/")) -> Finding:
+    """Whether the kernel times every run of every program, which is itself a cost."""
+    try:
+        on = int((root / "proc/sys/kernel/bpf_stats_enabled").read_text()) > 0
+    except (OSError, ValueError):
+        return Finding("statistics", "ok", "no such setting")
+    if on:
+        return Finding(
+            "statistics",
+            "warn",
+            "kernel.bpf_stats_enabled is 1: every BPF program pays for its own timing",
+            "sysctl kernel.bpf_stats_enabled=0; mvps cost --live has its own switch",
+        )
+    return Finding("statistics", "ok", "off")
 
 
 def capabilities(root: Path = Path("/")) -> Finding:
@@ -361,3 +427,21 @@ def state_dir(config: Config) -> Finding:
     if not os.access(path, os.W_OK | os.X_OK):
         return Finding("state_dir", "fail", f"{path} is not writable by this user", f"chown it, or chmod u+w {path}")
     return Finding("state_dir", "ok", str(path))
+
+
+def spool(config: Config) -> Finding:
+    """Whether the spool can grow to what it is allowed to."""
+    if not config.spool.max_mib:
+        return Finding("spool", "warn", "max_mib = 0: what is not acknowledged is lost with a restart", "set it")
+    path = Path(config.spool.path or Path(config.agent.state_dir) / "spool")
+    there = next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("/"))
+    free = shutil.disk_usage(there).free >> 20
+    used = sum(file.stat().st_size for file in path.glob("*") if file.is_file()) >> 20 if path.is_dir() else 0
+    if free < config.spool.max_mib - used:
+        return Finding(
+            "spool",
+            "warn",
+            f"{free} MiB free at {there}, and it may grow by {config.spool.max_mib - used}",
+            "free some, lower spool.max_mib, or set spool.path",
+        )
+    return Finding("spool", "ok", f"{used} of at most {config.spool.max_mib} MiB at {path}")
