@@ -13,11 +13,13 @@ MVPS = Path(__file__).resolve().parents[1] / "agent/mvps"
 
 # Package -> packages of ours it may import. `v1` is the generated protobuf code.
 MAY_IMPORT = {
+    "ai": {"coherence", "semantic", "settings", "v1"},
     "coherence": set(),
     "interop": set(),
     "probes": set(),
     "provoke": set(),
     "robust": {"coherence"},
+    "settings": set(),
     "surplus": {"coherence"},
     "trust": {"v1"},
     "vantages": {"coherence", "probes"},
@@ -26,8 +28,9 @@ MAY_IMPORT = {
     "limiter": {"probes", "trust"},
     "broker": {"coherence", "limiter", "robust", "trust", "v1"},
     "cost": {"limiter", "probes", "trust", "v1"},
-    "daemon": {"coherence", "probes", "stream", "trust", "vantages", "v1"},
+    "daemon": {"coherence", "probes", "settings", "stream", "trust", "vantages", "v1"},
     "cli": {
+        "ai",
         "broker",
         "coherence",
         "cost",
@@ -37,6 +40,8 @@ MAY_IMPORT = {
         "probes",
         "provoke",
         "robust",
+        "semantic",
+        "settings",
         "stream",
         "surplus",
         "trust",

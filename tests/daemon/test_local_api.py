@@ -20,7 +20,7 @@ from mvps.daemon.local_api import MAX_WATCHERS, LocalApi, LocalApiError
 from mvps.daemon.service import Agent
 from mvps.v1 import local_pb2 as pb
 from mvps.v1 import local_pb2_grpc
-from mvps.v1.snapshot_pb2 import Phase
+from mvps.v1.snapshot_pb2 import Phase, Snapshot, Surface
 
 
 @pytest.fixture
@@ -138,6 +138,27 @@ def test_accept_and_reload_say_why_they_refuse(stub: Any, agent: Agent) -> None:
     assert "without a settings file" in stub.Reload(pb.ReloadRequest(), timeout=5).error
     agent.stop()
     runner.join(15)
+
+
+def test_a_reported_surface_is_in_the_snapshots_and_on_every_view(
+    stub: Any, agent: Agent, ticks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies: list[bytes] = []
+    monkeypatch.setattr(agent.uplink, "submit", lambda body, _: bodies.append(body))
+    surface = Surface(name="ai.llama", calibrated_ticks=5, needed_ticks=60)
+    surface.vector.c1 = 0.75
+    answer = stub.ReportSurface(pb.ReportSurfaceRequest(surface=surface, valid_ns=60 * 10**9))
+    assert (answer.taken, answer.detail) == (True, "")
+    for _ in range(2):
+        agent.work(ticks.next())
+    assert agent.published.state.snapshot.surfaces[-1] == surface
+    assert Snapshot.FromString(bodies[-1]).surfaces[-1] == surface
+    assert stub.Status(pb.StatusRequest()).surfaces[-1].name == "ai.llama"
+    assert "ai.llama is calibrating" in stub.Explain(pb.ExplainRequest(surface="ai.llama")).sentences[0]
+    assert 'mvps_coherence{surface="ai.llama",axis="c1"} 0.75' in agent.exposition()
+    surface.name = "kernel"
+    answer = stub.ReportSurface(pb.ReportSurfaceRequest(surface=surface, valid_ns=60 * 10**9))
+    assert (answer.taken, "cannot be reported" in answer.detail) == (False, True)
 
 
 def test_the_socket_is_for_owner_and_group_only(api: LocalApi, path: Path) -> None:

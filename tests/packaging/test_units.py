@@ -15,7 +15,7 @@ UNITS = ROOT / "systemd"
 SERVICES = sorted(UNITS.glob("*.service"))
 DEBIAN = ROOT / "packaging/debian"
 # Bars for `systemd-analyze security`, in tenths. The limiter loads and attaches programs as root without its powers.
-EXPOSURE = {"mvps-agent": 20, "mvps-broker": 15, "mvps-witness": 15, "mvps-limiter": 25}
+EXPOSURE = {"mvps-agent": 20, "mvps-broker": 15, "mvps-witness": 15, "mvps-ai-probe": 15, "mvps-limiter": 25}
 
 
 def settings(unit: Path) -> dict[str, list[str]]:
@@ -46,7 +46,7 @@ def test_the_watcher_is_not_the_fault_s_victim(unit: Path) -> None:
     assert int(given["OOMScoreAdjust"][0]) < 0
 
 
-@pytest.mark.parametrize("name", ["mvps-broker", "mvps-witness"])
+@pytest.mark.parametrize("name", ["mvps-broker", "mvps-witness", "mvps-ai-probe"])
 def test_no_capability(name: str) -> None:
     given = settings(UNITS / f"{name}.service")
     assert given["CapabilityBoundingSet"] == [""]
@@ -63,7 +63,10 @@ def test_keys_come_as_credentials_also_the_one_before_a_rotation(name: str, key:
 
 
 def test_users_are_made_by_the_package_whose_units_run_as_them() -> None:
-    for package, units in {"mvps": ["mvps-agent"], "mvps-broker": ["mvps-broker", "mvps-witness"]}.items():
+    for package, units in {
+        "mvps": ["mvps-agent"],
+        "mvps-broker": ["mvps-ai-probe", "mvps-broker", "mvps-witness"],
+    }.items():
         made = set(re.findall(r"^u (\S+)", (DEBIAN / f"{package}.sysusers").read_text(), re.M))
         assert {settings(UNITS / f"{unit}.service")["User"][0] for unit in units} == made
         kept = dict(re.findall(r"^d (\S+) (\d+) \S+ \S+$", (DEBIAN / f"{package}.tmpfiles").read_text(), re.M))

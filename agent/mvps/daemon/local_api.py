@@ -3,7 +3,7 @@
 
 Synchronous gRPC with a few threads: they sleep until a request or a new tick comes, and only read published
 state, so the tick thread never waits for them. Whoever may open the socket (mode 0660, owner and group)
-may also accept baselines and reload.
+may also accept baselines, reload, and report surfaces.
 """
 
 from __future__ import annotations
@@ -247,6 +247,12 @@ class _Local(local_pb2_grpc.LocalServicer):
     def Reload(self, request: pb.ReloadRequest, context: grpc.ServicerContext) -> pb.ReloadResponse:  # noqa: N802
         outcome = self._agent.reload()
         return pb.ReloadResponse(applied=outcome.applied, needs_restart=outcome.needs_restart, error=outcome.error)
+
+    def ReportSurface(  # noqa: N802
+        self, request: pb.ReportSurfaceRequest, context: grpc.ServicerContext
+    ) -> pb.ReportSurfaceResponse:
+        problem = self._agent.reported.take(request.surface, request.valid_ns)
+        return pb.ReportSurfaceResponse(taken=not problem, detail=problem)
 
     def _changes(self, context: grpc.ServicerContext, version: int) -> Iterator[tuple[int, AgentState]]:
         """States as they are published, until client or server ends the call."""

@@ -73,15 +73,17 @@ def _lines(state: AgentState, programs: Mapping[str, RunTotals]) -> Iterator[str
         yield _sample("mvps_s", {"surface": surface.name}, surface.vector.s)
     observations = [(surface.name, o) for surface in surfaces for o in surface.observations]
     yield from _family("mvps_lead", "stateset", "Vantage that leads over all surfaces; none when nothing moved.")
-    yield from _states("mvps_lead", {}, [o.vantage for _, o in observations], state.snapshot.lead)
+    # A replica that another process reports may be called like one of our vantages.
+    yield from _states("mvps_lead", {}, dict.fromkeys(o.vantage for _, o in observations), state.snapshot.lead)
     yield from _family("mvps_own_distance", "gauge", "Standardised distance of a vantage to its own BAU law.")
     for name, observation in observations:
         if observation.HasField("own_distance"):
             labels = {"surface": name, "vantage": observation.vantage}
             yield _sample("mvps_own_distance", labels, observation.own_distance)
     yield from _family("mvps_vantage_events", "gauge", "Events each vantage saw in the last tick.")
-    for _, observation in observations:
-        yield _sample("mvps_vantage_events", {"vantage": observation.vantage}, observation.events)
+    for name, observation in observations:
+        labels = {"surface": name, "vantage": observation.vantage}
+        yield _sample("mvps_vantage_events", labels, observation.events)
 
     yield from _family("mvps_baseline_ticks", "gauge", "Ticks the baseline has learned so far.")
     for surface in surfaces:

@@ -26,8 +26,10 @@ from mvps.daemon import baselines, config, lattice, log
 from mvps.daemon.heartbeat import Heartbeat
 from mvps.daemon.metrics import MetricsServer, phase_name, render
 from mvps.daemon.notify import Notifier
+from mvps.daemon.reported import ReportedSurfaces
 from mvps.daemon.snapshot import Composer
 from mvps.daemon.state import AgentState, Histogram, Published
+from mvps.settings.toml_file import ConfigError
 from mvps.v1.local_pb2 import SnapshotRecord, StreamState
 from mvps.v1.snapshot_pb2 import Snapshot
 
@@ -173,6 +175,7 @@ class Agent:
         self.settings = settings
         self.config_path = config_path
         self.uplink = uplink
+        self.reported = ReportedSurfaces()
         self._vantages = vantages
         self._models = dict(models)
         self._surfaces = dict(surfaces)
@@ -321,6 +324,7 @@ class Agent:
         snapshot = self._composer.compose(
             tick, results, progress, observations, losses, self.settings.baseline.cutoffs, self._lead(results)
         )
+        snapshot.surfaces.extend(self.reported.standing())
         snapshot.lateness_ns = max(time.time_ns() - tick.due_ns, 0)
         self.uplink.submit(self._composer.body(snapshot, self._current_baselines()), tick.index)
 
@@ -511,7 +515,7 @@ class Agent:
             return Reloaded(error="the agent runs without a settings file; there is nothing to read again")
         try:
             fresh = config.load(self.config_path)
-        except config.ConfigError as error:
+        except ConfigError as error:
             return Reloaded(error=str(error))
         safe, unsafe = config.changes(self.settings, fresh)
         applied: list[str] = []

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of the AI vantage, and the keys it sends."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mvps.ai import config
+from mvps.ai.config import EXAMPLE, AiConfig, read_key
+from mvps.settings import toml_file
+from mvps.settings.toml_file import ConfigError
+
+TWO = "".join(
+    f'[[replica]]\nname = "{name}"\nurl = "http://h:{n}/v1"\nmodel = "m"\n' for n, name in ((1, "a"), (2, "b"))
+)
+ENCODER = '[encoder]\nurl = "http://h:3/v1"\nmodel = "e"\n'
+
+
+def test_the_example_is_valid() -> None:
+    parsed = toml_file.parse(EXAMPLE, AiConfig)
+    assert [one.name for one in parsed.replica] == ["a", "b"]
+    assert parsed.pace.full_every == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        (f'name = "g"\n{TWO}{ENCODER}[pace]\nperiod = 3\n', 14, "known here: period_s"),
+        (f'name = "g"\n{TWO.replace("http://h:2/v1", "h:2")}{ENCODER}', 8, "is no API base"),
+        (f'name = "g"\n{TWO.replace("http://h:2", "http://u:p@h:2")}{ENCODER}', 8, "no place for a password"),
+        (f'name = "g"\n{TWO.replace(":2/", ":1/")}{ENCODER}', 0, "agree with themselves"),
+        (f'name = "g"\n{TWO.replace(chr(34) + "b" + chr(34), chr(34) + "a" + chr(34))}{ENCODER}', 0, "there twice"),
+        (f'name = "g"\n{TWO[: TWO.index("[[replica]]", 5)]}{ENCODER}', 2, "at least 2"),
+        (f'name = "g"\n{TWO}', 0, "encoder"),
+        (f'name = "g"\n{TWO}{ENCODER}[[limits]]\nfamily = "f"\nalarm = 0.9\nwatch = 0.5\n', 13, "above watch"),
+        (f'name = "g"\nprofile = "white"\n{TWO}{ENCODER}', 2, "'grey'"),
+    ],
+)
+def test_a_problem_is_named_with_its_line(text: str, line: int, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        toml_file.parse(text, AiConfig, "ai.toml")
+    found = [(problem.line, problem.message) for problem in caught.value.problems]
+    assert any(at == line and words in message for at, message in found), found
+
+
+def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="mvps ai example"):
+        config.load(tmp_path / "none.toml")
+
+
+def test_a_key_is_one_private_line(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text("abc123\n")
+    path.chmod(0o600)
+    assert read_key(str(path)) == "abc123"
+    assert read_key("") == ""
+    path.chmod(0o640)
+    with pytest.raises(ValueError, match="chmod 600"):
+        read_key(str(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"two words", b"two\nlines", b"x" * 5000, "naïve".encode(), b"a\x00b"])
+def test_what_is_no_token_is_refused_without_showing_it(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "key"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    with pytest.raises(ValueError, match="does not hold one token") as caught:
+        read_key(str(path))
+    assert content.decode(errors="replace").strip() not in str(caught.value) or not content
+
+
+def test_a_fifo_does_not_hang_and_a_missing_key_is_said(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_key(str(tmp_path / "pipe"))
+    with pytest.raises(ValueError, match="No such file"):
+        read_key(str(tmp_path / "none"))
+
+
+def test_a_credential_is_read_where_systemd_put_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text("abc")
+    (tmp_path / "token").chmod(0o440)
+    with pytest.raises(ValueError, match="LoadCredential=token"):
+        read_key("credential:token")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert read_key("credential:token") == "abc"
+    with pytest.raises(ValueError, match="LoadCredential"):
+        read_key("credential:../token")
