@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "probes": set(),
     "provoke": set(),
     "robust": {"coherence"},
+    "semantic": {"coherence"},
     "surplus": {"coherence"},
     "trust": {"v1"},
     "vantages": {"coherence", "probes"},
@@ -49,6 +50,7 @@ PURE = {
     "coherence": {"numpy"},
     "interop": {"scapy"},
     "robust": {"numpy", "scipy", "sklearn"},
+    "semantic": {"numpy", "scipy"},
     "surplus": {"llguidance", "numpy", "pydantic"},
 }
 STANDARD_IO = {"asyncio", "io", "os", "pathlib", "random", "socket", "subprocess", "threading", "time"}
