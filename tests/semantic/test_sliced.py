@@ -110,7 +110,9 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ValueError, match="4 dimensions, the directions 5"):
         project(x, directions(5))
     with pytest.raises(ValueError, match="not finite"):
-        project(np.full((2, 4), math.nan), directions(4))
+        project(np.array([[0.0] * 4, [0.0, math.nan, 0.0, 0.0]]), directions(4))
+    with pytest.raises(ValueError, match="not finite"):
+        project(np.array([[0.0] * 4, [0.0, math.inf, 0.0, 0.0]]), directions(4))
     with pytest.raises(ValueError, match="empty answers"):
         project(np.zeros((0, 4)), directions(4))
     with pytest.raises(ValueError, match="at least 1"):

@@ -38,8 +38,8 @@ def test_the_plan_is_optimal_and_has_its_marginals(seed: int, n: int, m: int, d:
     found = transport(x, y, a, b)
     assert found.squared == pytest.approx(by_whole_program(x, y, a, b), rel=1e-6, abs=1e-9)
     assert found.gap <= 1e-6 * squared_distances(x, y).max()
-    assert np.bincount(found.rows, found.mass, n) == pytest.approx(a, abs=1e-9)
-    assert np.bincount(found.columns, found.mass, m) == pytest.approx(b, abs=1e-9)
+    assert np.bincount(found.rows, found.mass, n) == pytest.approx(a, abs=1e-8)
+    assert np.bincount(found.columns, found.mass, m) == pytest.approx(b, abs=1e-8)
 
 
 @settings(max_examples=40, deadline=None)
@@ -180,7 +180,7 @@ def test_samples_of_one_law_are_far_apart_in_high_dimension():
         (np.zeros(3), "rows of embeddings"),
         (np.array([[math.nan]]), "not finite"),
         (np.array([[math.inf]]), "not finite"),
-        (np.zeros((2, 1), dtype=np.int64), "floating-point"),
+        (np.zeros((2, 1), dtype=np.float16), "single or double precision"),
         (np.zeros((2, 2)), "one encoder"),
         (np.zeros((5000, 1)), "sliced distance"),
     ],

@@ -208,6 +208,8 @@ def layer_group(layers: int, group: str = "middle") -> range:
 def _checked(features: Points) -> int:
     if features.ndim != 2 or len(features) < LEAST_ROWS or not features.shape[1]:
         raise ValueError(f"unbiased CKA needs features (n, d) of at least {LEAST_ROWS} rows, got {features.shape}")
+    if features.dtype not in (np.float32, np.float64):
+        raise ValueError(f"CKA needs features in single or double precision, not {features.dtype}")
     if not np.isfinite(features).all():
         raise ValueError("CKA needs finite features")
     return len(features)
@@ -228,7 +230,7 @@ def _checked_attention(attention: Points, causal: bool) -> FloatArray:
     return normalised
 
 
-def _hsic(x: FloatArray, y: FloatArray) -> float:
+def _hsic(x: Points, y: Points) -> float:
     """HSIC_1 of the linear kernels of centred features (n, p) and (n, q), without an n by n matrix.
 
     With centred features the off-diagonal row sums are minus the diagonal, which leaves sums over rows only.

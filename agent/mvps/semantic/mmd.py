@@ -4,7 +4,7 @@
     MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_ij k(x_i, y_j)      (Gretton et al. 2012)
 
 This is the unbiased form: about 0 and often negative for samples of one law. Kernels: ``rbf``, exp(-|x - y|^2 / (2 s^2))
-with s the median distance of the pooled sample, and ``energy``, -|x - y|, which makes MMD^2 the energy distance
+with s^2 the median squared distance of the pooled sample, and ``energy``, -|x - y|, which makes MMD^2 the energy distance
 (Szekely & Rizzo 2013). Any matrix of distances D between answers, W_2 or SW_2, is tested as the kernel -D (ours).
 
 The tokens of an answer depend on each other: what is exchangeable between two replicas under the null is the whole
@@ -103,7 +103,7 @@ def permutation_test(
         observed = float(_statistics(off_diagonal, sums, first[:, None].astype(np.float64))[0])
     else:
         rng = np.random.default_rng(seed)
-        chosen[:] = rng.permuted(np.broadcast_to(first[:, None], chosen.shape), axis=0)
+        chosen[:] = rng.permuted(np.repeat(first[:, None], count, axis=1), axis=0)
         chosen[:, 0] = first
     values = _statistics(off_diagonal, sums, chosen)
     if not exact:

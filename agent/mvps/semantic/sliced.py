@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mvps.coherence.observation import FloatArray
-from mvps.semantic.transport import IndexArray, Points, check_cloud, quantile_coupling
+from mvps.semantic.transport import NOT_FINITE, IndexArray, Points, check_cloud, quantile_coupling
 
 DIRECTIONS = 100
 MOST_NUMBERS = 1 << 24  # K L of one replica
@@ -82,7 +82,7 @@ def directions(dimension: int, count: int = DIRECTIONS, seed: int = 0, dtype: An
 
 def project(cloud: Points, along: Directions) -> Projected:
     """Sorted projections of the cloud (L, d) with equal weights. ValueError for bad input and more than 2^24 numbers."""
-    check_cloud(cloud)
+    check_cloud(cloud, finite=False)
     count, dimension = along.rows.shape
     if cloud.shape[1] != dimension:
         raise ValueError(f"embeddings have {cloud.shape[1]} dimensions, the directions {dimension}")
@@ -90,6 +90,9 @@ def project(cloud: Points, along: Directions) -> Projected:
         raise ValueError(f"{count} projections of {len(cloud)} tokens are more than {MOST_NUMBERS} numbers")
     quantiles = along.rows @ cloud.T
     quantiles.sort(axis=1)
+    # A value that is not finite makes the projections of its token so, and these sort to the ends.
+    if not np.isfinite(quantiles[:, [0, -1]]).all():
+        raise ValueError(NOT_FINITE)
     return Projected(quantiles, along.key)
 
 

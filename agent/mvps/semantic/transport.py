@@ -34,6 +34,7 @@ Points = NDArray[np.floating[Any]]
 
 MOST_CELLS = 1 << 22  # an assignment of 2048 points: about half a second
 MOST_CELLS_PROGRAM = 1 << 18  # a linear program of 512 by 512
+NOT_FINITE = "a token cloud has embeddings that are not finite: check the encoder's output"
 _CHEAPEST = 8  # cells per point that the first program, and every further one, takes in
 _ROUNDS = 200
 _CONVERGED = 1e-6
@@ -58,14 +59,17 @@ class Transport(NamedTuple):
         return math.sqrt(self.squared)
 
 
-def check_cloud(x: Points) -> None:
-    """ValueError unless x is a finite (L, d) array with at least one point and one dimension."""
+def check_cloud(x: Points, finite: bool = True) -> None:
+    """ValueError unless x is an (L, d) array of single or double precision with a point and a dimension at least.
+
+    finite: whether its values are looked at as well.
+    """
     if x.ndim != 2 or not x.size:
         raise ValueError(f"a token cloud needs rows of embeddings (L, d), got shape {x.shape}: leave empty answers out")
-    if not np.issubdtype(x.dtype, np.floating):
-        raise ValueError(f"a token cloud needs floating-point embeddings, not {x.dtype}")
-    if not np.isfinite(x).all():
-        raise ValueError("a token cloud has embeddings that are not finite: check the encoder's output")
+    if x.dtype not in (np.float32, np.float64):
+        raise ValueError(f"a token cloud needs embeddings in single or double precision, not {x.dtype}")
+    if finite and not np.isfinite(x).all():
+        raise ValueError(NOT_FINITE)
 
 
 def squared_distances(x: Points, y: Points) -> Points:
