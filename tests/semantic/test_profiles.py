@@ -114,7 +114,8 @@ def test_ticks_with_gaps_do_not_calibrate():
     gaps = [{**tick, "c3_cka": None} for tick in ticks(rng, 200)]
     with pytest.raises(ValueError, match="0 of 200 ticks have all of c1, c2_w2, c3_cka"):
         fit_baseline(WHITE, "e", gaps, NOISE)
-    assert fit_baseline(WHITE, "e", gaps + ticks(rng, 60), NOISE).ticks == 60
+    made = fit_baseline(WHITE, "e", gaps + ticks(rng, 60), NOISE)
+    assert made.ticks + made.trimmed == 60
 
 
 def test_what_does_not_belong_together_is_refused():
@@ -130,3 +131,15 @@ def test_what_does_not_belong_together_is_refused():
         fit_baseline(WHITE, "e", ticks(rng, 60), {"c1": 1e-5})
     with pytest.raises(ValueError, match="pass None"):
         fit_baseline(BLACK, "e", [{"c1": float("nan")}] * 60, NOISE)
+
+
+def test_a_fault_while_calibrating_is_set_aside():
+    rng = np.random.default_rng(9)
+    window = ticks(rng, 300)
+    for tick in window[100:120]:
+        tick["c2_w2"] = 0.6
+    baseline = fit_baseline(WHITE, "e", window, NOISE)
+    assert 20 <= baseline.trimmed <= 24
+    assert baseline.ticks == 300 - baseline.trimmed
+    assert judge(WHITE, baseline, "e", {"c1": 0.97, "c2_w2": 0.6, "c3_cka": 0.9}).phase is Phase.CRITICAL
+    assert fit_baseline(WHITE, "e", ticks(rng, 300), NOISE).trimmed <= 3

@@ -134,22 +134,26 @@ def cka_biased(x: Points, y: Points) -> float:
     return cross / math.sqrt(own_x * own_y) if own_x > 0.0 and own_y > 0.0 else math.nan
 
 
-def attention_features(attention: Points, causal: bool = True, drop_sink: bool = True) -> FloatArray:
+def attention_features(attention: Points, causal: bool = True, drop_sink: bool = True) -> Points:
     """Centred log-ratios of the rows of an attention map (n, n), with the effect of the causal mask taken out.
 
     attention: a row per query, mean over heads, rows that sum to 1. drop_sink: leave the first key out. Keys outside a
-    row's support are 0, and so is every key whose weight is its row's geometric mean. ValueError for maps that are no
-    distributions, or that a causal mask would forbid.
+    row's support are 0, and so is every key whose weight is its row's geometric mean. In the map's precision, half as
+    single. ValueError for maps that are no distributions, or that a causal mask would forbid.
     """
     weights = _checked_attention(attention, causal)
     n = len(weights)
-    support = np.tri(n) if causal else np.ones((n, n))
+    support = np.tri(n, dtype=weights.dtype) if causal else np.ones_like(weights)
     if drop_sink:
         support[:, 0] = 0.0
-    number = support.sum(axis=1, keepdims=True)
-    uniform = 1.0 / np.maximum(np.arange(1, n + 1) if causal else np.full(n, n), 1)[:, None]
-    logs = np.log(np.maximum(weights / uniform, _FLOOR)) * support
-    features: FloatArray = (logs - logs.sum(axis=1, keepdims=True) / np.maximum(number, 1.0)) * support
+    # What the uniform map would give each key of the row.
+    number = np.arange(1, n + 1, dtype=weights.dtype) if causal else np.full(n, n, dtype=weights.dtype)
+    features: Points = weights * number[:, None]
+    np.maximum(features, _FLOOR, out=features)
+    np.log(features, out=features)
+    features *= support
+    features -= (features.sum(axis=1) / np.maximum(support.sum(axis=1), 1.0))[:, None]
+    features *= support
     return features
 
 
@@ -158,7 +162,7 @@ def row_jsd(a: Points, b: Points, causal: bool = True) -> float:
 
     In [0, 1]: 0 when every query attends to the same keys. Rows with a single key to attend to are left out.
     """
-    left, right = _checked_attention(a, causal), _checked_attention(b, causal)
+    left, right = (_checked_attention(one.astype(np.float64, copy=False), causal) for one in (a, b))
     if left.shape != right.shape:
         raise ValueError(f"attention of {len(left)} and {len(right)} tokens: feed both the same tokens")
     divergence = np.maximum(entropy(0.5 * (left + right)) - 0.5 * (entropy(left) + entropy(right)), 0.0)
@@ -215,8 +219,9 @@ def _checked(features: Points) -> int:
     return len(features)
 
 
-def _checked_attention(attention: Points, causal: bool) -> FloatArray:
-    weights = np.asarray(attention, dtype=np.float64)
+def _checked_attention(attention: Points, causal: bool) -> Points:
+    """The map with rows that sum to 1, in single precision at least."""
+    weights = attention.astype(np.result_type(attention.dtype, np.float32), copy=False)
     if weights.ndim != 2 or weights.shape[0] != weights.shape[1] or len(weights) < 2:
         raise ValueError(f"an attention map is (n, n) with n >= 2, not {weights.shape}: average over heads first")
     if not np.isfinite(weights).all() or weights.min() < 0.0:
@@ -226,7 +231,7 @@ def _checked_attention(attention: Points, causal: bool) -> FloatArray:
     sums = weights.sum(axis=1, keepdims=True)
     if np.abs(sums - 1.0).max() > _ROW_SUM:
         raise ValueError("attention rows must sum to 1: pass the weights after the softmax")
-    normalised: FloatArray = weights / sums
+    normalised: Points = weights / sums
     return normalised
 
 

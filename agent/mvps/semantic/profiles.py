@@ -31,9 +31,10 @@ from mvps.coherence.distance import (
     d2_log_survival,
     phi_d,
 )
+from mvps.coherence.mcd import fast_mcd
 from mvps.coherence.observation import FloatArray
 from mvps.coherence.phase import Phase, phase_of
-from mvps.coherence.tail import IndexArray, Tail, autocorrelation_time, block_length, blocked_scores
+from mvps.coherence.tail import IndexArray, Tail, autocorrelation_time, block_length, blocked_scores, contaminated
 
 LEAST_TICKS = 60
 _LEAST_D2_SCALE = 0.1
@@ -67,7 +68,8 @@ class AiBaseline:
     """BAU of one replica group under one profile and one encoder.
 
     encoder: digest or name of the encoder that made it; another one needs another baseline. tail: of the out-of-sample
-    D^2. ticks, effective: calibration ticks, and what they are worth independently. block: of the cross-fitting.
+    D^2. ticks, trimmed, effective: calibration ticks kept, those set aside because they look like a fault, and what the
+    kept are worth independently. block: of the cross-fitting.
     """
 
     profile: str
@@ -76,6 +78,7 @@ class AiBaseline:
     tail: Tail
     mode: str
     ticks: int
+    trimmed: int
     effective: float
     block: int
 
@@ -132,6 +135,9 @@ def fit_baseline(
     if not np.isfinite(x).all():
         raise ValueError("axes must be finite: pass None for a tick without a value")
     floor = np.array([noise[axis] for axis in profile.main])
+    # Never more than a fifth: the fence lies beyond the .8 quantile.
+    faulty = contaminated(fast_mcd(x, floor).distances)
+    x = x[~faulty]
     tau = max(autocorrelation_time(column) for column in x.T)
     effective = len(x) / tau
     block = block_length(tau, len(x))
@@ -147,6 +153,7 @@ def fit_baseline(
         Tail.fit(blocked_scores(len(x), block, out_of_sample), _LEAST_D2_SCALE),
         mode,
         len(x),
+        int(faulty.sum()),
         effective,
         block,
     )
