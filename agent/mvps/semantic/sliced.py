@@ -98,19 +98,10 @@ def project(cloud: Points, along: Directions) -> Projected:
 
 def sliced(a: Projected, b: Projected) -> Sliced:
     """SW_2^2 of two projected clouds; ValueError if they were projected along different directions."""
-    if a.key != b.key:
-        raise ValueError(f"projections along different directions (seed, K, d): {a.key} and {b.key}")
-    n, m = a.quantiles.shape[1], b.quantiles.shape[1]
-    if n == m:
-        step = a.quantiles - b.quantiles
-        along = np.einsum("kl,kl->k", step, step) / n
-    else:
-        rows, columns, mass = _steps(n, m)
-        step = a.quantiles[:, rows] - b.quantiles[:, columns]
-        along = (step * step) @ mass
+    along = _along(a, b)
     count = len(along)
     error = float(along.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
-    return Sliced(float(along.mean(dtype=np.float64)), error)
+    return Sliced(float(along.mean()), error)
 
 
 def pairwise(projected: Sequence[Projected]) -> FloatArray:
@@ -118,8 +109,22 @@ def pairwise(projected: Sequence[Projected]) -> FloatArray:
     distances = np.zeros((len(projected), len(projected)))
     for i, a in enumerate(projected):
         for j in range(i):
-            distances[i, j] = distances[j, i] = sliced(a, projected[j]).distance
+            distances[i, j] = distances[j, i] = math.sqrt(float(_along(a, projected[j]).mean()))
     return distances
+
+
+def _along(a: Projected, b: Projected) -> FloatArray:
+    """W_2^2 along every direction, (K,)."""
+    if a.key != b.key:
+        raise ValueError(f"projections along different directions (seed, K, d): {a.key} and {b.key}")
+    n, m = a.quantiles.shape[1], b.quantiles.shape[1]
+    if n == m:
+        step = a.quantiles - b.quantiles
+        return np.einsum("kl,kl->k", step, step).astype(np.float64) / n
+    rows, columns, mass = _steps(n, m)
+    step = a.quantiles[:, rows] - b.quantiles[:, columns]
+    along: FloatArray = (step * step) @ mass
+    return along
 
 
 @lru_cache(maxsize=256)
