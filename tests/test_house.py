@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "probes": set(),
     "provoke": set(),
     "robust": {"coherence"},
+    "semantic": {"coherence"},
     "settings": set(),
     "surplus": {"coherence"},
     "trust": {"v1"},
@@ -54,6 +55,7 @@ PURE = {
     "coherence": {"numpy"},
     "interop": {"scapy"},
     "robust": {"numpy", "scipy", "sklearn"},
+    "semantic": {"numpy", "scipy"},
     "surplus": {"llguidance", "numpy", "pydantic"},
 }
 STANDARD_IO = {"asyncio", "io", "os", "pathlib", "random", "socket", "subprocess", "threading", "time"}
