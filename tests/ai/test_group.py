@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mvps.semantic import profiles
 
 from mvps.ai.group import Group, Report, Round
 from mvps.coherence.phase import Phase
+from mvps.semantic import profiles
 
 NAMES = ("a", "b", "c", "d")
 FAMILIES = ("capitals", "sums", "words")
-SCALE, BASE = 60, 80
+SCALE, BASE = 60, 300
 
 
 class Source:
@@ -81,11 +81,17 @@ def after(made: Group, source: Source, rounds: int, **knobs: Any) -> Report:
     return report
 
 
-def test_a_healthy_group_stays_in_bau_and_names_nobody() -> None:
-    made, source = watching(1)
-    reports = [made.step(source.round()) for _ in range(60)]
-    assert [r.phase for r in reports].count("BAU") >= 55
-    assert not any(r.suspects or r.brittle for r in reports)
+@pytest.mark.parametrize("profile", [profiles.BLACK, profiles.GREY], ids=lambda profile: profile.name)
+def test_a_healthy_group_does_not_alarm_and_names_nobody(profile: profiles.Profile) -> None:
+    """Three groups of 200 rounds each, WATCH in 5 % of rounds at most on average; seeds are fixed."""
+    phases: list[str | None] = []
+    for seed in range(3):
+        made, source = watching(seed, profile)
+        reports = [made.step(source.round()) for _ in range(200)]
+        phases += [report.phase for report in reports]
+        assert not any(report.suspects or report.brittle for report in reports)
+    assert not {"ALARM", "CRITICAL"} & set(phases)
+    assert phases.count("WATCH") <= 0.05 * len(phases)
     assert reports[-1].axes["c1"] is not None
     assert reports[-1].axes["c2_w2"] == pytest.approx(1.0, abs=0.1)
 

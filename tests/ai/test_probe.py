@@ -12,7 +12,6 @@ from typing import Any
 import aiohttp
 import numpy as np
 import pytest
-from mvps.semantic import profiles
 from tests.ai.scripted import Reply, Scripted, serving
 
 from mvps.ai.config import AiConfig
@@ -21,10 +20,11 @@ from mvps.ai.group import Group, Report, Round
 from mvps.ai.probe import Probe
 from mvps.ai.prompts import Canary
 from mvps.ai.replica import Replica
+from mvps.semantic import profiles
 
 CANARIES = (
-    Canary("capitals", "Capital of France?", ("France's capital?", "Which city governs France?"), "Paris"),
-    Canary("colours", "Colour of the sky?", ("The sky is which colour?", "Sky colour?"), "blue"),
+    Canary("places", "Capital of France?", ("France's capital?", "Which city governs France?"), "Paris"),
+    Canary("tints", "Colour of the sky?", ("The sky is which colour?", "Sky colour?"), "blue"),
 )
 ANSWERS = {"France": "Paris of course", "sky": "Blue mostly", "Sky": "Blue mostly"}
 
@@ -59,7 +59,7 @@ async def probing(
                 "name": "g",
                 "replica": [{"name": n, "url": s.url, "model": "m"} for n, s in zip(names, servers, strict=True)],
                 "encoder": {"url": servers[0].url, "model": "e"},
-                "pace": {"rephrasings": 2, **pace},
+                "pace": {"rephrasings": 2, "requests_per_hour": 10_000_000, **pace},
             }
         )
         group = Recording(names)
@@ -114,8 +114,8 @@ async def test_a_failing_encoder_is_a_round_without_distances() -> None:
 
 
 async def test_over_the_budget_rephrasings_go_first_then_replays_then_rounds() -> None:
-    # 20 requests at first and one more a second; every round would take 8, every fifth and the first 20.
-    async with probing([truthful] * 2, requests_per_hour=3600, rephrasings=2) as (probe, _, servers):
+    # Eight requests at first and one more for every three looks at the clock; a round wants four, every fifth eight.
+    async with probing([truthful] * 2, requests_per_hour=1200, rephrasings=2) as (probe, _, servers):
         for _ in range(12):
             await probe.round()
         asked = sum(len(server.asked) for server in servers)
@@ -127,13 +127,13 @@ async def test_over_the_budget_rephrasings_go_first_then_replays_then_rounds() -
 
 async def test_a_brittle_family_is_asked_its_golden_set_once_for_each_time_it_is_labelled() -> None:
     async with probing([truthful, lambda _: Reply("Lyon"), lambda _: Reply(status=500)]) as (probe, group, servers):
-        brittle: tuple[str, ...] = ("capitals",)
+        brittle: tuple[str, ...] = ("places",)
         step = group.step
         group.step = lambda seen: dataclasses.replace(step(seen), brittle=brittle)  # type: ignore[method-assign]
         first, second = await probe.round(), await probe.round()
         assert first is not None
         assert second is not None
-        assert first.golden == second.golden == {"capitals": (1, 2)}
+        assert first.golden == second.golden == {"places": (1, 2)}
         assert [body["messages"][0]["content"] for body in servers[0].asked].count(CANARIES[0].text) == 2 + 1
         brittle = ()
         third = await probe.round()
@@ -147,7 +147,7 @@ async def test_only_scalars_leave_no_word_of_prompt_answer_or_embedding() -> Non
     wire = "\n".join(json.dumps(dataclasses.asdict(r)) for r in reports if r is not None)
     texts = [c.text for c in CANARIES] + [w for c in CANARIES for w in c.rephrasings] + list(ANSWERS.values())
     words = {word.casefold().strip("?'") for text in texts for word in text.split() if len(word) > 3}
-    assert "capitals" in wire  # the family's name travels, and so a word of a prompt would be found
+    assert "places" in wire  # the family's name travels, and so a word of a prompt would be found
     assert not {word for word in words if f'"{word}' in wire.casefold() or f" {word} " in wire.casefold()}
 
     def longest(value: object) -> int:

@@ -25,9 +25,8 @@ async def two(tmp_path: Path, extra: str = "") -> AsyncIterator[tuple[Path, list
             f'[[replica]]\nname = "{name}"\nurl = "{server.url}"\nmodel = "m"\n'
             for name, server in (("a", one), ("b", other))
         )
-        path.write_text(
-            f'name = "g"\n{replicas}[encoder]\nurl = "{one.url}"\nmodel = "e"\n[pace]\nperiod_s = 0.1\n{extra}'
-        )
+        encoder = f'[encoder]\nurl = "{one.url}"\nmodel = "e"\n'
+        path.write_text(f'name = "g"\n{replicas}{encoder}[pace]\nperiod_s = 0.1\nrequests_per_hour = 1000000\n{extra}')
         yield path, [one, other]
 
 

@@ -88,7 +88,7 @@ class CalibrationSection(_Section):
     """Ticks before the vantage decides: first the scales of the axes, then their baseline."""
 
     scale_ticks: int = Field(120, ge=20, le=100_000)
-    baseline_ticks: int = Field(300, ge=60, le=100_000)
+    baseline_ticks: int = Field(300, ge=150, le=100_000)
     cutoffs: Literal["empirical", "finite-sample", "chi2"] = "empirical"
 
 
@@ -128,9 +128,9 @@ class AiConfig(_Section):
     replica: tuple[ReplicaSection, ...] = Field(min_length=2, max_length=MAX_REPLICAS)
     encoder: EndpointSection
     rephraser: tuple[RephraserSection, ...] = ()
-    pace: PaceSection = Field(default_factory=PaceSection)
-    calibration: CalibrationSection = Field(default_factory=CalibrationSection)
-    c4: C4Section = Field(default_factory=C4Section)
+    pace: PaceSection = PaceSection.model_validate({})
+    calibration: CalibrationSection = CalibrationSection.model_validate({})
+    c4: C4Section = C4Section.model_validate({})
     limits: tuple[LimitsSection, ...] = ()
 
     @model_validator(mode="after")

@@ -86,4 +86,5 @@ class Encoder:
         if not np.all(np.isfinite(vectors)) or np.any(lengths == 0.0):
             raise EncoderError("the encoder gave a vector that is zero or not finite")
         self._dimensions = vectors.shape[1]
-        return vectors / lengths
+        unit: NDArray[np.float64] = vectors / lengths
+        return unit

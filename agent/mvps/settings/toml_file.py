@@ -145,6 +145,9 @@ def _key_lines(text: str) -> dict[Location, int]:
             continue
         if header := _HEADER.match(line):
             table = _path(header.group(2))
+            for depth in range(len(table) - 1, 0, -1):  # [[a.b]] is inside the last [[a]]
+                if entries[table[:depth]]:
+                    table = (*table[:depth], entries[table[:depth]] - 1, *table[depth:])
             lines.setdefault(table, number)
             if header.group(1):
                 entries[table] += 1
