@@ -38,6 +38,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="episodes one by one, e.g. mm@0.1x12 path@1x14",
     )
     parser.add_argument("--quiet-minutes", type=float, default=0.0, help="ticks without fault after the episodes")
+    parser.add_argument("--work-minutes", type=float, default=0.0, help="at the end, with people at work on the host")
     parser.add_argument("--ramps", type=int, default=1, help="benign load changes to 0.3x, 2x and 3x, each so often")
     parser.add_argument("--fault-ticks", type=int, default=8)
     parser.add_argument("--gap-ticks", type=int, default=12)
@@ -72,6 +73,9 @@ def plan(given: argparse.Namespace) -> Iterator[Step]:
     quiet = round(given.quiet_minutes * 60 / TICK_S)
     if quiet:
         yield quiet, {}
+    work = round(given.work_minutes * 60 / TICK_S)
+    if work:
+        yield work, {"work": "people use the host"}
 
 
 def record(given: argparse.Namespace, out: Path) -> None:

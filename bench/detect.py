@@ -6,6 +6,9 @@ least two: faults spread over several vantages, benign ramps that must stay sile
 leads. Faults and ramps are in the recordings. Lies are told in the replay, on ticks without a fault: the probe's
 histogram, objects and count lose or gain a share of their events while what its witness counted stays as recorded.
 
+Where a recording is marked with "work", people used the host for something else meanwhile: neither quiet nor a fault.
+How often the rules alarm then is given, and counts for nothing.
+
 Both rules see the same ticks, calibrate on the same first window and use the same hysteresis. The rival is what an
 engineer writes first: per observation the z-score of the mean log severity and of the log event count (categorical
 observations: of each category's share), the largest |z| against one threshold, set so that its false-alarm episodes
@@ -49,6 +52,8 @@ SURFACES = {KERNEL: ("mm", "blk", "sock", "sched", "irq"), DATAPLANE: ("path", "
 RECOVERY_TICKS = 12
 BLOCK_TICKS = 600
 RESAMPLES = 2000
+LEAST_QUIET_HOURS = 2.0
+LEAST_EPISODES = 30  # judged, per fault and dose
 # How much power against the rival may be lost on a single fault.
 TOLERANCE = 0.05
 # Lying probes: what the observation calls the count, what it calls the witness's, and the skew of the two.
@@ -58,7 +63,6 @@ TOLD = (0.75, 0.5, 2.0)
 LIE_TICKS = 7
 # A lie begins this often on ticks without a fault, and never soon after one.
 LIE_EVERY = 40
-BUSY = 0.1  # share of a tick in which a task waited for a CPU (PSI): beyond it the host has other work
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +85,6 @@ class Judged:
     z: list[float] = field(default_factory=list)
     z_lead: list[str] = field(default_factory=list)
     accused: list[frozenset[str]] = field(default_factory=list)  # vantages whose own checks failed
-    busy: list[bool] = field(default_factory=list)
 
 
 def features(name: str, one: Observation) -> dict[tuple[str, str], float]:
@@ -241,8 +244,6 @@ def judge(
         judged.z.append(z)
         judged.z_lead.append(z_lead)
         judged.accused.append(frozenset(name for name, one in entry.observations.items() if one.violated))
-        waited_ms = entry.observations["sched"].facts.get("psi_some_ms", 0.0) if "sched" in entry.observations else 0.0
-        judged.busy.append(waited_ms > BUSY * campaign.TICK_S * 1e3)
     return judged
 
 
@@ -338,10 +339,14 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 def count_episodes(judged: Judged, rival: Sequence[bool], tally: dict[str, dict[str, Any]]) -> None:
     """Add what both rules made of every fault, ramp and lie of one recording; ``rival``: its alarm per tick."""
     for what, begin, end in episodes(judged):
+        if "work" in what:
+            continue
         if "fault" in what:
             key = f"{what['fault']}@{what['dose']:g}"
             expected = FAULTS[what["fault"]].vantage if what["fault"] in FAULTS else ""
         elif "lie" in what:
+            if end - begin < WITHIN:  # cut short by a fault or by the end of the recording
+                continue
             key, expected = f"lie-{what['lie']}@{what['told']:g}", what["lie"]
         else:
             key, expected = f"ramp@{what['ramp']:g}", ""
@@ -396,24 +401,25 @@ def evaluate(
     for judged in all_lied:
         told = dataclasses.replace(judged, what=[what if "lie" in what else {} for what in judged.what])
         count_episodes(told, hysteresis([z > threshold for z in judged.z]), tally)
-    busy = np.concatenate([np.array(j.busy, dtype=bool) for j in all_judged])[where]
+    at_work = [np.array(["work" in what for what in j.what], dtype=bool) for j in all_judged]
+    working = np.concatenate(at_work)
+    alarms_at_work = [
+        per_hour(np.concatenate([episode_starts(a, w) for a, w in zip(alarmed, at_work, strict=True)]), working)
+        for alarmed in ([j.alarmed for j in all_judged], rival)
+    ]
     return {
         "quiet_hours": float(where.sum() * campaign.TICK_S / 3600),
-        "quiet_busy_share": float(busy.mean()) if busy.size else 0.0,
         "false_alarms": int(our_starts.sum()),
-        "false_alarms_while_busy": int((our_starts[where] & near(busy)).sum()),
         "false_alarms_per_hour": ours,
         "rival_false_alarms_per_hour": theirs,
         "rival_threshold": threshold,
+        "work_hours": float(working.sum() * campaign.TICK_S / 3600),
+        "alarms_at_work_per_hour": alarms_at_work[0],
+        "rival_alarms_at_work_per_hour": alarms_at_work[1],
         "episodes": {
             key: {"n": 0, "ours": 0, "rival_n": 0, "rival": 0} | dict(row) for key, row in sorted(tally.items())
         },
     }
-
-
-def near(busy: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Ticks that are busy or follow one within M: an alarm needs M ticks to be raised."""
-    return np.convolve(busy, np.ones(M + 1), "full")[: len(busy)] > 0
 
 
 def ahead(hits: int, n: int, rival_hits: int, rival_n: int) -> tuple[float, float, float]:
@@ -512,10 +518,12 @@ def run(given: argparse.Namespace) -> Result:
             f"rival {row['rival'] / theirs:.2f} of {row['rival_n']:3} lead ok {row.get('rival_lead', 0):3}   "
             f"leads {leads}"
         )
-    print(
-        f"quiet {found['quiet_hours']:.2f} h, {found['quiet_busy_share']:.0%} of it busy; false alarms "
-        f"{found['false_alarms']} ({found['false_alarms_while_busy']} while busy), /h {found['false_alarms_per_hour']}"
-    )
+    print(f"quiet {found['quiet_hours']:.2f} h; false alarms/h {found['false_alarms_per_hour']}")
+    if found["work_hours"]:
+        print(
+            f"people at work {found['work_hours']:.2f} h; alarms/h {found['alarms_at_work_per_hour']}, "
+            f"rival {found['rival_alarms_at_work_per_hour']}"
+        )
     print(f"rival {found['rival_false_alarms_per_hour']} at z > {found['rival_threshold']:.2f}")
     caught = min((row["ours_lead"] / row["n"] if "ours_lead" in row else 0.0 for row in full.values()), default=0.0)
     no_worse = all(
@@ -524,12 +532,30 @@ def run(given: argparse.Namespace) -> Result:
     ahead_in = classes(found)
     for name, (difference, low, high) in ahead_in.items():
         print(f"{name}: ahead of the rival by {difference:+.2f} [{low:+.2f}, {high:+.2f}]")
+    # What the recordings have to hold before anything is claimed of them; a short one made for CI is exempt.
+    rows = found["episodes"]
+    judged_at = {
+        (kind, dose): rows.get(f"{kind}@{dose:g}", {"n": 0})["n"] for kind in FAULTS for dose in campaign.DOSES
+    }
+    judged_at["path", 1.0] += judged_at.pop(("path", 0.25))  # a withdrawn hop has no smaller dose
+    enough = found["quiet_hours"] >= LEAST_QUIET_HOURS and min(judged_at.values()) >= LEAST_EPISODES
+    if given.recordings and not enough:
+        few = ", ".join(f"{kind}@{dose:g} {n}" for (kind, dose), n in judged_at.items() if n < LEAST_EPISODES)
+        print(
+            f"not enough recorded: {found['quiet_hours']:.2f} of {LEAST_QUIET_HOURS} quiet hours; episodes: {few or 'ok'}"
+        )
     better = sum(low > 0 for _, low, _ in ahead_in.values())
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     return Result(
         figure=caught,
         unit="share of full-dose faults caught in time and rightly attributed (worst kind)",
         bar=1.0,
-        holds=caught >= 1.0 and no_worse and better >= 2,
-        details={**found, "no_worse_than_rival": no_worse, "ahead_of_rival": ahead_in, "recordings": digests},
+        holds=caught >= 1.0 and no_worse and better >= 2 and (enough or not given.recordings),
+        details={
+            **found,
+            "no_worse_than_rival": no_worse,
+            "enough_recorded": enough,
+            "ahead_of_rival": ahead_in,
+            "recordings": digests,
+        },
     )

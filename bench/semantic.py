@@ -86,7 +86,8 @@ def _sliced(rounds: int, dimension: int, dtype: Any) -> dict[str, Any]:
 
         def theirs() -> list[float]:
             return [
-                float(ot.sliced_wasserstein_distance(x, y, projections=rows)) for x, y in itertools.combinations(clouds, 2)
+                float(ot.sliced_wasserstein_distance(x, y, projections=rows))
+                for x, y in itertools.combinations(clouds, 2)
             ]
 
         peers["pot"] = _per_pair(timed(theirs, rounds))["ms"]
@@ -120,7 +121,8 @@ def _cka(rounds: int) -> dict[str, Any]:
 
     def plain() -> list[float]:
         return [
-            textbook_cka(cka.attention_features(a), cka.attention_features(b)) for a, b in itertools.combinations(maps, 2)
+            textbook_cka(cka.attention_features(a), cka.attention_features(b))
+            for a, b in itertools.combinations(maps, 2)
         ]
 
     if not np.allclose(ours()[np.triu_indices(REPLICAS, 1)], plain(), atol=1e-4):
