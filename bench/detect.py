@@ -541,9 +541,8 @@ def run(given: argparse.Namespace) -> Result:
     enough = found["quiet_hours"] >= LEAST_QUIET_HOURS and min(judged_at.values()) >= LEAST_EPISODES
     if given.recordings and not enough:
         few = ", ".join(f"{kind}@{dose:g} {n}" for (kind, dose), n in judged_at.items() if n < LEAST_EPISODES)
-        print(
-            f"not enough recorded: {found['quiet_hours']:.2f} of {LEAST_QUIET_HOURS} quiet hours; episodes: {few or 'ok'}"
-        )
+        quiet = f"{found['quiet_hours']:.2f} of {LEAST_QUIET_HOURS:g} quiet hours"
+        print(f"not enough recorded: {quiet}; fewer than {LEAST_EPISODES} episodes: {few or 'none'}")
     better = sum(low > 0 for _, low, _ in ahead_in.values())
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     return Result(
