@@ -4,8 +4,8 @@
 Cost, in single precision as encoders give it: SW_2 of all pairs of four answers (K = 100, L = 256, d = 768), per pair,
 beside projecting and sorting both clouds for every pair; C_3^CKA of all pairs of four causal attention maps (n = 256),
 from the maps to the values, per pair, beside the textbook's unbiased formula per pair on the same features; exact W_2
-(L = 256, d = 1024) beside scipy's cdist and linear_sum_assignment in double precision; for unequal lengths (256 and 251)
-beside the whole linear program in scipy's HiGHS. POT's functions join where POT is installed.
+(L = 256, d = 1024) beside scipy's cdist and linear_sum_assignment in double precision; for unequal lengths (256 and
+251) beside the whole linear program in scipy's HiGHS. POT's functions join where POT is installed.
 
 Power: six answers of one replica against six of another, 32 tokens in 64 dimensions each, permutations of answers at
 5 %. Synthetic clouds: a sanity check of the statistics, not a verdict on embeddings of real answers. The rival is the
@@ -86,7 +86,8 @@ def _sliced(rounds: int, dimension: int, dtype: Any) -> dict[str, Any]:
 
         def theirs() -> list[float]:
             return [
-                float(ot.sliced_wasserstein_distance(x, y, projections=rows)) for x, y in itertools.combinations(clouds, 2)
+                float(ot.sliced_wasserstein_distance(x, y, projections=rows))
+                for x, y in itertools.combinations(clouds, 2)
             ]
 
         peers["pot"] = _per_pair(timed(theirs, rounds))["ms"]
@@ -120,7 +121,8 @@ def _cka(rounds: int) -> dict[str, Any]:
 
     def plain() -> list[float]:
         return [
-            textbook_cka(cka.attention_features(a), cka.attention_features(b)) for a, b in itertools.combinations(maps, 2)
+            textbook_cka(cka.attention_features(a), cka.attention_features(b))
+            for a, b in itertools.combinations(maps, 2)
         ]
 
     if not np.allclose(ours()[np.triu_indices(REPLICAS, 1)], plain(), atol=1e-4):
