@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -81,6 +82,16 @@ class AiBaseline:
     trimmed: int
     effective: float
     block: int
+
+    @cached_property
+    def _known_cutoffs(self) -> dict[int, tuple[float, float, float]]:
+        return {}
+
+    def cutoffs(self, dof: int) -> tuple[float, float, float]:
+        """(WATCH, ALARM, CRITICAL) limits of D^2 at so many degrees of freedom."""
+        if dof not in self._known_cutoffs:
+            self._known_cutoffs[dof] = d2_cutoffs(self.mode, dof, self.ticks, self.tail)
+        return self._known_cutoffs[dof]
 
 
 class Judgement(NamedTuple):
@@ -179,6 +190,5 @@ def judge(profile: Profile, baseline: AiBaseline | None, encoder: str, axes: Map
     parts = baseline.ellipsoid.contributions(values)
     d2 = math.fsum(parts.values())
     log_p = d2_log_survival(baseline.mode, d2, dof, baseline.ticks, baseline.tail)
-    cutoffs = d2_cutoffs(baseline.mode, dof, baseline.ticks, baseline.tail)
     note = f"without {', '.join(absent)}" if absent else ""
-    return Judgement(phase_of(log_p), d2, phi_d(d2), math.exp(log_p), cutoffs, dof, parts, absent, note)
+    return Judgement(phase_of(log_p), d2, phi_d(d2), math.exp(log_p), baseline.cutoffs(dof), dof, parts, absent, note)
