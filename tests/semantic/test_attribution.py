@@ -95,6 +95,7 @@ def test_z_is_standardised_within_the_prompt():
     """One prompt, two replicas: the deviations are +-1/2 and their root mean square 1/2."""
     cells = attribute(np.array([[0.0, 1.0]]), ["a"], 19)
     assert [cell.z for cell in cells if cell.replica == 1] == pytest.approx([1.0, 1.0])
+    assert cells[0].p_value == 1.0  # whichever way round, one of the two is as far up
     assert [cell.effect for cell in cells if cell.replica == 0] == pytest.approx([-0.5, -0.5])
 
 

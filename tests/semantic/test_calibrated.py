@@ -89,7 +89,7 @@ def test_anchors_that_span_nothing_are_refused(same: np.ndarray, unrelated: np.n
 
 
 def test_the_sources_form_puts_bau_at_the_wrong_end():
-    """001 sec. 4.3: with W2_max = p99 of BAU, healthy replicas are near C = 0; between the two anchors they are near 1."""
+    """001 sec. 4.3: with W2_max = p99 of BAU, healthy replicas are near C = 0; between two anchors they are near 1."""
     rng = np.random.default_rng(2)
 
     def prompt() -> np.ndarray:

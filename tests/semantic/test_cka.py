@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -89,7 +90,8 @@ def test_causal_maps_share_their_mask_and_the_features_do_not():
     maps = [(causal_map(rng, 96), causal_map(rng, 96)) for _ in range(20)]
     plain = [value(a, b) for a, b in maps]
     stripped = np.array([value(attention_features(a), attention_features(b)) for a, b in maps])
-    assert min(plain) > 0.3
+    assert min(plain) > 0.2
+    assert np.mean(plain) > 0.4
     assert np.abs(stripped).max() < 0.1
     assert abs(stripped.mean()) < 4.0 * stripped.std() / math.sqrt(20)
     a, _ = maps[0]
@@ -179,7 +181,7 @@ def test_one_projection_makes_the_norm_too_large():
     once = [x @ rng.normal(size=(400, 64)) / 8.0 for _ in range(10)]
     exact = module._hsic(x, x)
     assert np.mean([module._hsic(one, one) for one in once]) > 2.0 * exact
-    twice = [module._hsic(a, b) for a, b in zip(once, once[1:], strict=False)]
+    twice = [module._hsic(a, b) for a, b in itertools.pairwise(once)]
     assert np.mean(twice) == pytest.approx(exact, rel=0.25)
 
 

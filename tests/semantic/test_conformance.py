@@ -37,7 +37,11 @@ def calibrated(encoders: dict[str, Model]) -> dict[str, str]:
     ],
 )
 def test_which_conditions_hold(
-    encoders: dict[str, Model], baselines: dict[str, str], rephrasers: tuple[Model, ...], c4: bool, holds: tuple[str, ...]
+    encoders: dict[str, Model],
+    baselines: dict[str, str],
+    rephrasers: tuple[Model, ...],
+    c4: bool,
+    holds: tuple[str, ...],
 ):
     found = conformance(Configuration(encoders, baselines, rephrasers, c4))
     assert found.holds == holds

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
+from scipy.spatial.distance import cdist
 
 from mvps.semantic import transport as ot
 from mvps.semantic.transport import gaussian_squared, pairwise, quantile_coupling, squared_distances, transport
@@ -129,6 +130,14 @@ def test_identical_clouds_far_from_the_origin_are_at_distance_0():
     x = np.random.default_rng(0).normal(1e4, 1e-3, (30, 50)).astype(np.float32)
     assert transport(x, x[::-1]).squared == 0.0
     assert transport(x, x[:20]).squared < 1e-3
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.integers(1, 9), st.integers(1, 9), st.integers(1, 5))
+def test_squared_distances_are_those_of_cdist(seed: int, n: int, m: int, d: int):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(5.0, 1.0, (n, d)), rng.normal(5.0, 1.0, (m, d))
+    assert squared_distances(x, y) == pytest.approx(cdist(x, y, "sqeuclidean"), abs=1e-12)
 
 
 def test_pairwise_is_all_pairs():

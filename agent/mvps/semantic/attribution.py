@@ -61,9 +61,7 @@ def leave_out_excess(distances: FloatArray) -> FloatArray:
     return np.where(there, excess, np.nan)
 
 
-def attribute(
-    scores: FloatArray, families: Sequence[str], permutations: int = 999, seed: int = 0
-) -> list[Cell]:
+def attribute(scores: FloatArray, families: Sequence[str], permutations: int = 999, seed: int = 0) -> list[Cell]:
     """All cells, the most conspicuous first.
 
     scores: (P, N), larger is worse, NaN for a replica without an answer to the prompt. families: (P,). Beside every

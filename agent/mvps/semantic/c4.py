@@ -32,7 +32,7 @@ class Delta(NamedTuple):
 
     value: float
     level: float
-    count: int
+    distances: int
 
 
 class Stability(NamedTuple):

@@ -96,7 +96,8 @@ def limits(c4: FloatArray, false: BoolArray, resamples: int = 500, seed: int = 0
     wrong, right = np.flatnonzero(false), np.flatnonzero(~false)
     if min(len(wrong), len(right)) < LEAST_LABELLED:
         raise ValueError(
-            f"{len(wrong)} false and {len(right)} true prompts: label at least {LEAST_LABELLED} of either, or pool topics"
+            f"{len(wrong)} false and {len(right)} true prompts: label at least {LEAST_LABELLED} of either, "
+            "or pool topics"
         )
     alarm = _best(c4, false)
     rng = np.random.default_rng(seed)

@@ -67,7 +67,7 @@ def gram(features: Points) -> Gram:
     np.fill_diagonal(kernel, 0.0)
     flat = kernel.ravel()
     norm = math.sqrt(float(flat @ flat))
-    # What rounding alone leaves of features that are all the same, or of a kernel that is all the same off its diagonal.
+    # What rounding alone leaves of features that are all the same, or of a kernel that is so off its diagonal.
     rounding = float(np.finfo(features.dtype).eps)
     size = float(np.einsum("nd,nd->", features, features))
     varies = variation > (100.0 * rounding) ** 2 * size and norm > 1000.0 * rounding * variation
@@ -110,10 +110,10 @@ def reduce(features: Points, rank: int = RANK, seed: int = 0) -> Reduced:
 
 
 def cka_projected(a: Reduced, b: Reduced) -> float:
-    """Unbiased CKA from projections, in O(n rank^2) a pair; 1 for identical features. NaN when the norm is lost in noise.
+    """Unbiased CKA from projections, in O(n rank^2) a pair; 1 for identical features, NaN when a norm is lost in noise.
 
-    A kernel projected once has too large a norm, by about its effective dimension over the rank, which the bound of 001
-    sec. 5.5 hides. So no product is taken of a projection with itself (ours). Error O(1 / sqrt(rank)).
+    A kernel projected once has too large a norm, by about its effective dimension over the rank, which the bound of
+    001 sec. 5.5 leaves out. So no product is taken of a projection with itself (ours). Error O(1 / sqrt(rank)).
     """
     if len(a.first) != len(b.first):
         raise ValueError(f"CKA compares the same inputs, not {len(a.first)} rows with {len(b.first)}")
@@ -162,7 +162,7 @@ def row_jsd(a: Points, b: Points, causal: bool = True) -> float:
 
     In [0, 1]: 0 when every query attends to the same keys. Rows with a single key to attend to are left out.
     """
-    left, right = (_checked_attention(one.astype(np.float64, copy=False), causal) for one in (a, b))
+    left, right = (_checked_attention(one, causal).astype(np.float64) for one in (a, b))
     if left.shape != right.shape:
         raise ValueError(f"attention of {len(left)} and {len(right)} tokens: feed both the same tokens")
     divergence = np.maximum(entropy(0.5 * (left + right)) - 0.5 * (entropy(left) + entropy(right)), 0.0)

@@ -32,7 +32,7 @@ class Model(NamedTuple):
 class Configuration(NamedTuple):
     """encoders: vantage -> encoder. baselines: vantage -> name of the encoder its baseline was estimated with.
 
-    rephrasers: models that made the rephrasings, and is empty where templates or people did. c4: whether C_4 is measured.
+    rephrasers: models that made the rephrasings, none where templates or people did. c4: whether C_4 is measured.
     """
 
     encoders: Mapping[str, Model]

@@ -3,15 +3,15 @@
 
     C_1 = 1 - max over {time to first token, total time} of (JSD({p_i}) - count bias) / log2 min(N, A)
 
-p_i is the law of replica i's latencies over labels relative to BAU, pooled over replicas: up to its median, its 90th and
-99th percentile, twice that, beyond, and *no answer*. A timeout, an error or an empty answer is an observation and not a
-gap. Counts are few, hence the bias that ``coherence.axes`` takes off, and pseudo-counts of the BAU law.
+p_i is the law of replica i's latencies over labels relative to BAU, pooled over replicas: up to its median, its 90th
+and 99th percentile, twice that, beyond, and *no answer*. A timeout, an error or an empty answer is an observation and
+not a gap. Counts are few, hence the bias that ``coherence.axes`` takes off, and pseudo-counts of the BAU law.
 
 It compares replicas with each other: a load that slows all of them alike is no incoherence. ``own_distances`` compares
 each with BAU, and there it shows.
 
-Latencies include the network between the vantage and the replica. Take its round trip off first (``net_of``), or what C_1
-says of the replicas is said of the route, and counted twice where both surfaces meet.
+Latencies include the network between the vantage and the replica. Take its round trip off first (``net_of``), or what
+C_1 says of the replicas is said of the route, and counted twice where both surfaces meet.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def c1_latency(counts: Sequence[FloatArray], scales: Sequence[LatencyScale]) -> 
 
 
 def own_distances(counts: FloatArray, scale: LatencyScale, pseudo: float = PSEUDO_COUNT) -> FloatArray:
-    """JSD of every replica to the BAU law in bits, less the count bias and so about 0 in BAU, (N,); NaN if not asked."""
+    """JSD of every replica to the BAU law in bits, less the count bias: about 0 in BAU, (N,); NaN if not asked."""
     law = np.array(scale.law)
     events = counts.sum(axis=1)
     found = own_distance(distribution(counts, law, pseudo), events, np.broadcast_to(law, counts.shape), pseudo)

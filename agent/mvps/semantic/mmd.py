@@ -3,9 +3,10 @@
 
     MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_ij k(x_i, y_j)      (Gretton et al. 2012)
 
-This is the unbiased form: about 0 and often negative for samples of one law. Kernels: ``rbf``, exp(-|x - y|^2 / (2 s^2))
-with s^2 the median squared distance of the pooled sample, and ``energy``, -|x - y|, which makes MMD^2 the energy distance
-(Szekely & Rizzo 2013). Any matrix of distances D between answers, W_2 or SW_2, is tested as the kernel -D (ours).
+This is the unbiased form: about 0 and often negative for samples of one law. Kernels: ``rbf``, exp(-|x - y|^2 / 2 s^2)
+with s^2 the median squared distance of the pooled sample, and ``energy``, -|x - y|, which makes MMD^2 the energy
+distance (Szekely & Rizzo 2013). Any matrix of distances D between answers, W_2 or SW_2, is tested as the kernel -D
+(ours).
 
 The tokens of an answer depend on each other: what is exchangeable between two replicas under the null is the whole
 answer. ``between_blocks`` makes the kernel of answers out of the kernel of tokens (the inner product of their mean
@@ -66,7 +67,7 @@ def kernel_matrix(points: Points, kind: str = "rbf") -> FloatArray:
 
 
 def between_blocks(kernel: FloatArray, sizes: Sequence[int]) -> FloatArray:
-    """Mean kernel between the points of all pairs of blocks, (B, B), for blocks that follow each other in the kernel."""
+    """Mean kernel between the points of all pairs of blocks, (B, B); the blocks follow each other in the kernel."""
     ends = np.cumsum(sizes)
     if min(sizes, default=0) < 1 or ends[-1] != len(kernel):
         raise ValueError(f"blocks of sizes {list(sizes)} are not the {len(kernel)} points of the kernel")
@@ -81,9 +82,7 @@ def mmd2(kernel: FloatArray, first: BoolArray) -> float:
     return float(_statistics(*_prepared(kernel, first), first[:, None].astype(np.float64))[0])
 
 
-def permutation_test(
-    kernel: FloatArray, first: BoolArray, permutations: int = 999, seed: int = 0
-) -> PermutationTest:
+def permutation_test(kernel: FloatArray, first: BoolArray, permutations: int = 999, seed: int = 0) -> PermutationTest:
     """Test that the points marked in ``first`` (n,) have the law of the others; large MMD^2 is evidence against it.
 
     kernel: (n, n), symmetric; its diagonal is not used. permutations: beside the identity. If there are no more

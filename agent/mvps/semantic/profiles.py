@@ -7,9 +7,9 @@
 | grey | answers and log probabilities | C_1, C_2^W2 | C_4 | 5.99 / 9.21 (2) |
 | black | answers | C_1 | C_4 | 3.84 / 6.63 (1) |
 
-The black profile's C_2^W2 comes from an encoder nobody has checked against the model; the source calls it approximate and
-keeps it out of the main phase, and so it is reported and not judged. C_4 is in no main phase (see ``cbf``), and so the
-source's limits for four axes, 9.49 / 13.28, apply nowhere. Axes that do not vary in BAU add no degree of freedom.
+The black profile's C_2^W2 comes from an encoder nobody has checked against the model; the source calls it approximate
+and keeps it out of the main phase, and so it is reported and not judged. C_4 is in no main phase (see ``cbf``), and so
+the source's limits for four axes, 9.49 / 13.28, apply nowhere. Axes that do not vary in BAU add no degree of freedom.
 
 A surface has its own baseline, and until it has one there is no phase: ``judge`` says *uncalibrated*. Limits are those
 of ``coherence``: conformal by default (``empirical``), since prompts and ticks depend on each other.
@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -82,6 +83,16 @@ class AiBaseline:
     effective: float
     block: int
 
+    @cached_property
+    def _known_cutoffs(self) -> dict[int, tuple[float, float, float]]:
+        return {}
+
+    def cutoffs(self, dof: int) -> tuple[float, float, float]:
+        """(WATCH, ALARM, CRITICAL) limits of D^2 at so many degrees of freedom."""
+        if dof not in self._known_cutoffs:
+            self._known_cutoffs[dof] = d2_cutoffs(self.mode, dof, self.ticks, self.tail)
+        return self._known_cutoffs[dof]
+
 
 class Judgement(NamedTuple):
     """The main phase of one tick.
@@ -118,8 +129,8 @@ def fit_baseline(
 ) -> AiBaseline:
     """Baseline from consecutive BAU ticks, oldest first: axis -> value.
 
-    noise: variance that counting or sampling alone gives an axis: a floor, > 0 for every axis of the profile, so that an
-    axis that never moved in calibration does not alarm at its first rounding. ValueError below 60 complete ticks.
+    noise: variance that counting or sampling alone gives an axis: a floor, > 0 for every axis of the profile, so that
+    one that never moved in calibration does not alarm at its first rounding. ValueError below 60 complete ticks.
     """
     if mode not in CUTOFF_MODES:
         raise ValueError(f"unknown cut-off mode {mode!r}: choose one of {', '.join(CUTOFF_MODES)}")
@@ -129,8 +140,8 @@ def fit_baseline(
     x = np.array([row for row in rows if None not in row], dtype=np.float64).reshape(-1, len(profile.main))
     if len(x) < LEAST_TICKS:
         raise ValueError(
-            f"{profile.name}: {len(x)} of {len(ticks)} ticks have all of {', '.join(profile.main)}; a baseline needs at "
-            f"least {LEAST_TICKS}: wait for more, or choose a profile with fewer axes"
+            f"{profile.name}: {len(x)} of {len(ticks)} ticks have all of {', '.join(profile.main)}; a baseline needs "
+            f"at least {LEAST_TICKS}: wait for more, or choose a profile with fewer axes"
         )
     if not np.isfinite(x).all():
         raise ValueError("axes must be finite: pass None for a tick without a value")
@@ -159,9 +170,7 @@ def fit_baseline(
     )
 
 
-def judge(
-    profile: Profile, baseline: AiBaseline | None, encoder: str, axes: Mapping[str, float | None]
-) -> Judgement:
+def judge(profile: Profile, baseline: AiBaseline | None, encoder: str, axes: Mapping[str, float | None]) -> Judgement:
     """The main phase of one tick; axes outside the profile's main phase are not looked at, C_4 among them.
 
     ValueError for a baseline of another profile or encoder: its distances are of another kind.
@@ -181,6 +190,5 @@ def judge(
     parts = baseline.ellipsoid.contributions(values)
     d2 = math.fsum(parts.values())
     log_p = d2_log_survival(baseline.mode, d2, dof, baseline.ticks, baseline.tail)
-    cutoffs = d2_cutoffs(baseline.mode, dof, baseline.ticks, baseline.tail)
     note = f"without {', '.join(absent)}" if absent else ""
-    return Judgement(phase_of(log_p), d2, phi_d(d2), math.exp(log_p), cutoffs, dof, parts, absent, note)
+    return Judgement(phase_of(log_p), d2, phi_d(d2), math.exp(log_p), baseline.cutoffs(dof), dof, parts, absent, note)

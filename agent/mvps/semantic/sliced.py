@@ -4,8 +4,8 @@
     SW_2(mu, nu)^2 = mean over directions u of integral_0^1 (F_u^-1(t) - G_u^-1(t))^2 dt
 
 F_u^-1 is the quantile function of the cloud projected onto u. Everything that depends on one replica, its projections
-and their order, is computed once; a pair of a group then costs one pass over K L numbers. Sizes may differ: the integral
-of the two step functions is taken exactly, not on a grid.
+and their order, is computed once; a pair of a group then costs one pass over K L numbers. Sizes may differ: the
+integral of the two step functions is taken exactly, not on a grid.
 
 All comparisons of a deployment share one seeded set of directions, so that the error of having only K of them is
 common to all pairs and mostly cancels in comparisons; it would be fresh noise in every tick otherwise. Within each d of
@@ -81,7 +81,7 @@ def directions(dimension: int, count: int = DIRECTIONS, seed: int = 0, dtype: An
 
 
 def project(cloud: Points, along: Directions) -> Projected:
-    """Sorted projections of the cloud (L, d) with equal weights. ValueError for bad input and more than 2^24 numbers."""
+    """Sorted projections of the cloud (L, d), equal weights. ValueError for bad input and more than 2^24 numbers."""
     check_cloud(cloud, finite=False)
     count, dimension = along.rows.shape
     if cloud.shape[1] != dimension:
@@ -120,7 +120,8 @@ def _along(a: Projected, b: Projected) -> FloatArray:
     n, m = a.quantiles.shape[1], b.quantiles.shape[1]
     if n == m:
         step = a.quantiles - b.quantiles
-        return np.einsum("kl,kl->k", step, step).astype(np.float64) / n
+        equal: FloatArray = np.einsum("kl,kl->k", step, step).astype(np.float64) / n
+        return equal
     rows, columns, mass = _steps(n, m)
     step = a.quantiles[:, rows] - b.quantiles[:, columns]
     along: FloatArray = (step * step) @ mass
