@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "interop": set(),
     "probes": set(),
     "provoke": set(),
+    "coupling": {"coherence"},
     "robust": {"coherence"},
     "surplus": {"coherence"},
     "trust": {"v1"},
@@ -47,6 +48,7 @@ MAY_IMPORT = {
 }
 PURE = {
     "coherence": {"numpy"},
+    "coupling": {"numpy", "scipy"},
     "interop": {"scapy"},
     "robust": {"numpy", "scipy", "sklearn"},
     "surplus": {"llguidance", "numpy", "pydantic"},
