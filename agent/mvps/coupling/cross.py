@@ -13,7 +13,7 @@ are the same, and an entry then keeps its meaning when an axis is measured in an
 
 Shrinkage (ours, as in coherence.distance): correlations times 1 - p / (n_eff + p), n_eff that of the least effective
 pair. Intervals per entry: Fisher's z with the pair's effective sample size, 95 %. Without coupling ||R_cross||_F is not
-0 but about ``frobenius_null`` = sqrt(sum 1 / n_eff): compare it with that, or test it (:mod:`~.null_test`).
+0 but about ``frobenius_null`` = sqrt(sum 1 / n_eff): compare it with that, or test it (:mod:`~.independence`).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Positive lags: the network is first. Each series is replaced by its own innovati
 memory in both smears a peak over many lags and makes peaks where there are none.
 
 - *Is there a peak at all?* The largest |r| is held against the largest within L of every circular shift, as in
-  :mod:`~.null_test`. Without a peak nobody leads.
+  :mod:`~.independence`. Without a peak nobody leads.
 - *Where is it?* Innovations are white, so ticks may be drawn with replacement: each draw has its own peak, and the share
   of draws on one side of 0 is the confidence. At .95 and above that side leads; where .95 have their peak at 0 itself
   the surfaces move together within one tick; otherwise the order is open.
@@ -24,7 +24,7 @@ import numpy as np
 
 from mvps.coherence.observation import FloatArray
 from mvps.coupling.autoregression import effective_ticks, fit, innovations
-from mvps.coupling.null_test import LEAST_EFFECTIVE, largest_around
+from mvps.coupling.independence import LEAST_EFFECTIVE, largest_around
 
 CONFIDENCE = 0.95
 _DRAWS = 400
