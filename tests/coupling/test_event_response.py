@@ -32,12 +32,11 @@ def test_placebos_are_shifts_that_keep_off_the_real_events() -> None:
     at = np.array([40, 90, 200])
     train = np.zeros(300)
     train[at] = 1.0
-    found = set(placebo_shifts(train, 5, 10).tolist())
+    found = set(placebo_shifts(train, 10).tolist())
     for shift in range(300):
-        touching = sum(
-            min(abs((a + shift - b) % 300), abs((b - a - shift) % 300)) < 15 for a in at for b in at
-        )
-        assert (shift in found) == (touching == 0), shift
+        away = [min((a + shift - b) % 300, (b - a - shift) % 300) for a in at for b in at]
+        meeting = sum(min(away[3 * k : 3 * k + 3]) < 10 for k in range(3))
+        assert (shift in found) == (meeting <= 1), shift
 
 
 @pytest.mark.parametrize("side", ["fall", "both"])
@@ -95,7 +94,7 @@ def test_regular_events_have_placebos_within_their_period_only() -> None:
     rng = np.random.default_rng(5)
     y = ar(rng, 1200)
     found = event_response(y, np.arange(50, 1150, 100), 10, 10)
-    assert 0 < found.placebos < 1200 * 0.75
+    assert 0 < found.placebos < 1200 * 0.9
     with pytest.raises(ValueError, match="random times"):
         event_response(y, np.arange(25, 1175, 30), 10, 20)
 

@@ -69,8 +69,8 @@ def test_geometric_brownian_motion() -> None:
 @given(st.integers(0, 1000))
 def test_a_linear_system_has_the_real_parts_of_its_eigenvalues(seed: int) -> None:
     a = np.random.default_rng(seed).normal(size=(3, 3)) - 2.0 * np.eye(3)
-    found = exponents(linear(a), np.zeros((2, 3)), 0.002, 30.0, 5.0)
-    step = np.log(np.abs(np.linalg.eigvals(np.eye(3) + 0.002 * a))) / 0.002  # of Euler's step itself
+    found = exponents(linear(a), np.zeros((2, 3)), 0.01, 40.0, 5.0)
+    step = np.log(np.abs(np.linalg.eigvals(np.eye(3) + 0.01 * a))) / 0.01  # of Euler's step itself
     assert found.value == pytest.approx(np.sort(step)[::-1], abs=0.12)
     assert found.value.sum() == pytest.approx(step.sum(), abs=1e-6)
 
@@ -89,10 +89,18 @@ def test_the_conjecture_fails_for_an_ornstein_uhlenbeck_process() -> None:
     assert rates == pytest.approx([-0.5] * 3, abs=0.01)
 
 
-def test_noise_that_is_shared_brings_copies_together() -> None:
-    """What common noise means: two copies of a contracting system meet, and lambda is their rate."""
-    system = joint_system(np.full(4, 0.5), cross_coupling(2, 4, 0), 0.3)
-    found = exponents(system, np.random.default_rng(3).normal(size=(8, 4)), 0.01, 40.0, 5.0, first=1)
+def test_two_copies_under_the_same_noise_come_together_at_the_rate_lambda() -> None:
+    system = joint_system(np.array([0.5, 0.5, 0.3, 0.3]), cross_coupling(2, 4, 0), 0.3)
+    found = exponents(system, np.random.default_rng(3).normal(size=(16, 4)), 0.01, 60.0, 10.0, first=1)
+    rng = np.random.default_rng(4)
+    one = rng.normal(size=(16, 4))
+    other = one + 1e-6 * rng.normal(size=(16, 4))
+    apart = []
+    for _ in range(5000):
+        dw = 0.1 * rng.standard_normal((16, 4))
+        one, other = (y + 0.01 * system.drift(y) + system.noise(y) * dw for y in (one, other))
+        apart.append(np.log(np.linalg.norm(one - other, axis=1)).mean())
+    assert (apart[-1] - apart[999]) / 40.0 == pytest.approx(found.value[0], abs=0.03)
     assert found.high[0] < 0.0
 
 

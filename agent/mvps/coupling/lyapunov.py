@@ -71,7 +71,8 @@ def exponents(
         raise ValueError("exponents need two paths or more, a positive step and a duration of one step or more")
     rng = np.random.default_rng(seed)
     z = start.astype(np.float64)
-    frame = np.broadcast_to(np.eye(d)[:, : first or d], (paths, d, first or d)).copy()
+    # No axis of the system: in one that decouples, a vector on a fast axis would never find the slow one.
+    frame = np.linalg.qr(rng.standard_normal((paths, d, first or d)))[0]
     logs = np.zeros((paths, first or d))
     skip, steps = round(transient / step), round(duration / step)
     every = max(1, steps * paths // 20_000)
