@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.signal import lfilter, lfiltic
 from scipy.stats import chi2
 
 from mvps.coherence.observation import FloatArray
@@ -53,12 +54,17 @@ class Autoregression(NamedTuple):
         coefficients, errors = self.predictors()
         rho = np.zeros((lags + 1, len(self.mean)))
         rho[0] = 1.0
-        for lag in range(1, lags + 1):
-            m = min(lag, len(self.reflection) + 1) - 1
-            past = coefficients[m][:lag]
-            rho[lag] = (past * rho[lag - 1 :: -1][: len(past)]).sum(axis=0)
-            if lag <= len(self.reflection):
-                rho[lag] += self.reflection[lag - 1] * errors[lag - 1] / self.variance
+        known = min(lags, len(self.reflection))
+        for lag in range(1, known + 1):
+            past = coefficients[lag - 1]
+            rho[lag] = (past * rho[lag - 1 : 0 : -1]).sum(axis=0)
+            rho[lag] += self.reflection[lag - 1] * errors[lag - 1] / self.variance
+        # Beyond the order rho(l) = sum a_i rho(l - i): the model itself, run on without noise.
+        if 0 < known < lags:
+            for axis, a in enumerate(coefficients[-1].T):
+                model = np.concatenate(([1.0], -a))
+                state = lfiltic([1.0], model, rho[known:0:-1, axis])
+                rho[known + 1 :, axis] = lfilter([1.0], model, np.zeros(lags - known), zi=state)[0]
         return rho
 
 

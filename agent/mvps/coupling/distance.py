@@ -42,6 +42,8 @@ from mvps.coupling.joint import BoolArray
 LEAST_TICKS = 60
 BLOCKS = ("net", "ai", "joint")
 _LEAST_SCALE = 0.1
+_LEAST_SHARE = 0.01  # of the window's variance, in a part of the window
+_RIDGE = 1e-6
 
 
 class Distances(NamedTuple):
@@ -150,8 +152,11 @@ def fit_baseline(z: FloatArray, split: int) -> JointBaseline:
 
     def score(train: IndexArray, test: IndexArray) -> FloatArray:
         fitted = z[train]
-        found = _distances(z[test] - fitted.mean(axis=0), np.cov(fitted, rowvar=False), split)
-        return np.stack(found, axis=1)
+        scatter = np.cov(fitted, rowvar=False)
+        # An axis that varies rarely may not vary at all, or only with another, in what is left of the window.
+        least = covariance.diagonal()
+        np.fill_diagonal(scatter, np.maximum(scatter.diagonal(), _LEAST_SHARE * least) + _RIDGE * least)
+        return np.stack(_distances(z[test] - fitted.mean(axis=0), scatter, split), axis=1)
 
     scores = blocked_scores(n, block_length(autocorrelation_time(inside.joint), n), score)
     net_tail, ai_tail, joint_tail = (Tail.fit(scores[:, block], _LEAST_SCALE) for block in range(len(BLOCKS)))

@@ -35,7 +35,7 @@ import numpy as np
 from mvps.coherence.observation import FloatArray
 
 LEAST_EVENTS = 20
-_SCALES = 200
+_SCALES = 600
 _DRAWS = 400
 
 

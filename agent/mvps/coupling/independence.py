@@ -25,6 +25,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from mvps.coherence.observation import FloatArray
@@ -109,5 +110,5 @@ def bartlett_p(r: FloatArray, ticks: int) -> float:
     return float(chi2.sf(statistic, p * q))
 
 
-def _white(e: FloatArray, order: FloatArray) -> float:
+def _white(e: FloatArray, order: NDArray[np.intp]) -> float:
     return whiteness(e, int(order.sum()))
