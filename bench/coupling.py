@@ -6,13 +6,13 @@ autocorrelation .6 ("ar"), windows of 60, 300 and 1800 ticks.
 
 *False alarms* of D^2 of each surface and of both, at the 5 % and 1 % limits that each window gave itself, on new ticks;
 of the test of R_cross = 0; of the event response, on a series that the events do not touch; of lead and lag; of the
-drift's residual alarm. Each rate must lie within its interval about the nominal one; the intervals are simultaneous, 95 %
+drift's residual alarm. Each rate must lie within its interval about the nominal one; intervals are simultaneous, 95 %
 over all of them. The figure is the largest distance in units of its interval, or the time of a joint tick in ms if that
 is nearer to its bar.
 
 *Rivals* in the same run: the largest of the nine correlations at lag 0 against the naive cut-off for independent ticks,
 the same with a cut-off simulated for the memory at hand, Bartlett's test on the ticks as they are, and for D^2 the
-sources' chi-square limits. Reported without a bar: quiet rates of the phases, power, how R_cross settles with the length
+sources' chi-square limits. Reported without a bar: quiet rates of the phases, power, how R_cross settles with length
 of the window, and the maximal Lyapunov exponent of the joint SDE over the strength of coupling.
 """
 
@@ -230,7 +230,7 @@ def wilson(hits: int, of: int) -> list[float]:
 
 
 def events(windows: int) -> tuple[list[Check], dict[str, Any]]:
-    """25 events in 1800 ticks; each takes C_2^W2 down by one BAU deviation that decays over 30 ticks, or does nothing."""
+    """25 events in 1800 ticks; each takes C_2^W2 down by a deviation that decays over 30 ticks, or does nothing."""
     n, before, after = 1800, 10, 20
     checks, rows = [], {}
     decay = -0.005 * np.exp(-np.arange(120) / 30.0)

@@ -30,7 +30,7 @@ def events(seed: int, n: int = 60, top: float = 2000.0) -> tuple[np.ndarray, np.
 
 
 def test_one_of_four_replicas_drained() -> None:
-    """001 sec. 17.1. The text's |DeltaQ_i| makes 8.3 % of a replica's requests cold; it is a quarter of what it gets."""
+    """001 sec. 17.1. The text's |DeltaQ_i| makes 8.3 % of a replica's requests cold; it is a quarter of them."""
     q0, q = np.full(4, 0.25), np.array([1 / 3, 1 / 3, 1 / 3, 0.0])
     m = misses(q, q0)
     assert m == pytest.approx([0.25, 0.25, 0.25, 0.0])

@@ -58,7 +58,9 @@ def test_lorenz() -> None:
 def test_geometric_brownian_motion() -> None:
     """d z = mu z dt + s z dW: lambda = mu - s^2 / 2, below mu."""
     mu, s = 0.1, 0.8
-    system = System(lambda z: mu * z, lambda z: np.full((len(z), 1, 1), mu), lambda z: s * z, lambda z: np.full_like(z, s))
+    system = System(
+        lambda z: mu * z, lambda z: np.full((len(z), 1, 1), mu), lambda z: s * z, lambda z: np.full_like(z, s)
+    )
     found = exponents(system, np.ones((200, 1)), 0.01, 40.0, 0.0, seed=1)
     assert found.value[0] == pytest.approx(mu - s * s / 2.0, abs=0.03)
     assert found.low[0] < mu - s * s / 2.0 < found.high[0]

@@ -166,7 +166,7 @@ def fit_baseline(z: FloatArray, split: int) -> JointBaseline:
 
 
 def cross_term(distances: Distances) -> FloatArray:
-    """D^2_joint - D^2_net - D^2_AI (T,): what only the cross block says. 0 without it, negative for usual companions."""
+    """D^2_joint - D^2_net - D^2_AI (T,): what the cross block says. 0 without it, negative for usual companions."""
     return distances.joint - distances.net - distances.ai
 
 

@@ -17,8 +17,8 @@ tokens. So the *exposure* is the mean over replicas, with the 1/N that the sourc
 
 The sources divide W_2^2 by W_2max and let the fall grow without bound: with their own constants it is 5 to 80 on a
 scale of 1. It saturates: C_2 cannot fall by more than 1, nor a cold replica be colder. For small x the fall is
-(ceiling / scale) x, which is their linear form; the slope stands for sigma_drift^2 / W_2max and the half-way exposure is
-scale ln 2.
+(ceiling / scale) x, which is their linear form; the slope stands for sigma_drift^2 / W_2max and half the ceiling is at
+x = scale ln 2.
 
 ``ceiling`` and ``scale`` are fitted to events whose ground truth is known. What the prediction leaves unexplained is
 the AI's own: verdict and residual alarm below.
@@ -67,7 +67,7 @@ def exposure(m: FloatArray, history: FloatArray) -> FloatArray:
 
 
 def text_change(q: FloatArray, q0: FloatArray, sigma_drift: float, history: float, w2_max: float) -> FloatArray:
-    """Change of C_2^W2 by the sources' formula, -sigma^2 ||DeltaQ||_1 L / W2_max (001 sec. 19.3), which has no bound."""
+    """Change of C_2^W2 by the text's formula, -sigma^2 ||DeltaQ||_1 L / W2_max (001 sec. 19.3), which has no bound."""
     change: FloatArray = -(sigma_drift**2) * np.abs(q - q0).sum(axis=-1) * history / w2_max
     return change
 
@@ -155,7 +155,7 @@ def _interval(value: float, draws: FloatArray) -> Interval:
 class Accuracy(NamedTuple):
     """How well a transfer function predicts events that it was not fitted to.
 
-    ratio: summed observed over summed predicted fall, with its bootstrap interval. within_factor_2: share of the events.
+    ratio: summed observed over summed predicted fall, with its bootstrap interval. within_factor_2: share of events.
     ic_2: whether the interval lies within 20 % of 1 (000 sec. 6.5). p_ic3: "holds" if the interval lies within a factor
     of 2 of 1, "fails" if beyond a factor of 5, "open" in between, which the text leaves undecided (000 sec. 7.3).
     """

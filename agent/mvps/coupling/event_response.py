@@ -9,7 +9,7 @@ events of one surface, known from their injection or from routes and never from 
 
 is held against the effect of the *same train of times*, shifted as a whole in a circle: placebo times with the same
 number and the same gaps on a series with the same memory. A shift that brings more than half of the placebo events
-within ``after`` ticks of a real one is no placebo and is left out; what the others meet of real effects by chance widens
+within ``after`` ticks of a real one is no placebo and is left out; what others meet of real effects by chance widens
 their law, on the side of fewer certificates. p-value: share of placebos at least as extreme, the effect itself among
 them. Interval: the effect less the quantiles of the placebos about their mean.
 
@@ -117,7 +117,7 @@ def event_response(
 
 
 def placebo_shifts(train: FloatArray, after: int) -> NDArray[np.intp]:
-    """Shifts that bring at most half of the events of a train (n,) of 0 and 1 within ``after`` ticks of an event of it."""
+    """Shifts that bring at most half of the events of a train (n,) of 0 and 1 within ``after`` ticks of one of it."""
     n = len(train)
     times = np.flatnonzero(train)
     near = np.zeros(n)

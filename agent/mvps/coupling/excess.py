@@ -2,8 +2,8 @@
 """Does Phase 3b come more often than in surfaces that know nothing of each other? (P_IC1, 000 sec. 7.1)
 
 The source asks whether there is any Phase 3 tick at all in 30 days. There are thousands without coupling, because the
-sum of two quiet surfaces exceeds 12.59 now and then and because an estimated cross block is never 0. What can be refuted
-is this (ours): the share of ticks in 3b exceeds that of *surrogates*, the same two surfaces with one of them shifted in a
+sum of two quiet surfaces exceeds 12.59 now and then and an estimated cross block is never 0. What can be refuted
+is this (ours): the share of ticks in 3b exceeds that of *surrogates*, the same surfaces with one of them shifted in a
 circle, in the calibration window and in the observed one, and the baseline fitted anew to what comes out. Surrogates
 have each surface's own memory, own faults and own false alarms, and no coupling.
 

@@ -8,7 +8,7 @@ memory in both smears a peak over many lags and makes peaks where there are none
 
 - *Is there a peak at all?* The largest |r| is held against the largest within L of every circular shift, as in
   :mod:`~.independence`. Without a peak nobody leads.
-- *Where is it?* Innovations are white, so ticks may be drawn with replacement: each draw has its own peak, and the share
+- *Where is it?* Innovations are white, so ticks may be drawn with replacement: each draw has a peak, and the share
   of draws on one side of 0 is the confidence. At .95 and above that side leads; where .95 have their peak at 0 itself
   the surfaces move together within one tick; otherwise the order is open.
 
@@ -72,7 +72,7 @@ def lead_lag(net: FloatArray, ai: FloatArray, lags: int, level: float = 0.05, se
     model = fit(both)
     effective = float(effective_ticks(model, 1)[0, 0])
     if effective < LEAST_EFFECTIVE:
-        raise ValueError(f"a lead needs {LEAST_EFFECTIVE:.0f} effective ticks, got {effective:.0f}: take a longer stretch")
+        raise ValueError(f"a lead needs {LEAST_EFFECTIVE:.0f} effective ticks, got {effective:.0f}: take more ticks")
     e = innovations(both, model)
     e = (e - e.mean(axis=0)) / e.std(axis=0)
     circular = np.fft.irfft(np.fft.rfft(e[:, 0]).conj() * np.fft.rfft(e[:, 1]), n) / n

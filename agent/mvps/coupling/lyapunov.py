@@ -4,7 +4,7 @@
     dz = F(z) dt + G(z) dW,      dV = DF(z) V dt + sum_k DG_k(z) V dW_k,      lambda = lim (1/T) log ||V(T)||
 
 State and tangent vectors feel *the same* noise: lambda says whether two copies of the system under the same noise come
-apart. The tangent frame is orthonormalised by QR at every step, whose log diagonals add up to all exponents (Benettin et
+apart. The tangent frame is orthonormalised by QR at every step, whose log diagonals add up to exponents (Benettin et
 al. 1980). Many independent paths run at once; the interval is that of their mean. Noise enters by Milstein's step
 where it depends on the state (each axis on itself), which for noise that does not is Euler's; without noise the step is
 the classical Runge-Kutta one, for state and tangent alike.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """C_1^AI without the network in it: how long replicas take for an answer, net of the round trips it needs.
 
-The sources call C_1^AI the causal axis of the AI surface and leave open what it is made of. Made of latencies as a client
-sees them it would contain the network's round trip, and the two surfaces would correlate in every deployment, coupled
+The sources call C_1^AI the causal axis of the AI surface and leave open what it measures. Made of latencies as clients
+see them it would contain the network's round trip, and the two surfaces would correlate in every deployment, coupled
 or not. So (ours), with m the round trips that one answer takes on an open connection:
 
     service time = latency - m RTT,     C_1^AI = share of answers with  0 <= service time <= limit
