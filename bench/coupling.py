@@ -12,8 +12,8 @@ is nearer to its bar.
 
 *Rivals* in the same run: the largest of the nine correlations at lag 0 against the naive cut-off for independent ticks,
 the same with a cut-off simulated for the memory at hand, Bartlett's test on the ticks as they are, and for D^2 the
-sources' chi-square limits. Reported without a bar: quiet rates of the phases, power, how R_cross settles with length
-of the window, and the maximal Lyapunov exponent of the joint SDE over the strength of coupling.
+sources' chi-square limits. Reported without a bar: quiet rates of the phases, power, how R_cross settles as the
+window grows, and the maximal Lyapunov exponent of the joint SDE over the strength of coupling.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 from scipy.signal import lfilter
 
-from mvps.coupling.cross import fit_cross, lagged, r_cross, whitened
+from mvps.coupling.cross import dominant, fit_cross, lagged, r_cross, whitened
 
 
 def joint_covariance(seed: int, p: int = 3, q: int = 3) -> np.ndarray:
@@ -138,3 +138,17 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="leave one out"):
         lagged(z, 3, 5)
     assert np.isfinite(fit_cross(z, 3).r).all()  # shrinkage is what keeps them apart
+
+
+def test_which_pair_couples_most_and_whether_that_is_sure() -> None:
+    """P_IC4 expects C_3^net with C_2^W2."""
+    r = np.zeros((3, 3))
+    r[2, 1], r[0, 0] = -0.5, 0.2
+    found = dominant(draw(7, 900, r, 0.6), 3)
+    assert (found.net, found.ai) == (2, 1)
+    assert found.r == pytest.approx(-0.5, abs=0.12)
+    assert found.share >= 0.95
+    # Of two equal pairs, and without coupling, none dominates.
+    r[0, 0] = 0.5
+    assert dominant(draw(7, 900, r, 0.6), 3).share < 0.95
+    assert [dominant(draw(seed, 900, 0.0 * r, 0.6), 3).share < 0.95 for seed in range(10)].count(True) >= 8
