@@ -115,7 +115,7 @@ def distances(windows: int) -> tuple[list[Check], dict[str, Any]]:
             baseline = fit_baseline(series(rng, n, phi, sigma), SPLIT)
             found = baseline.distances(series(rng, NEW_TICKS, 0.0, sigma))
             for mode in modes:
-                limits = baseline.limits(mode)
+                limits = SEED_LIMITS if mode == "chi2" else baseline.limits(mode)
                 pairs = zip(found, (limits.net, limits.ai, limits.joint), strict=True)
                 beyond[mode].append(
                     [*(float((d2 >= at).mean()) for d2, at in pairs), float((found.joint >= limits.joint_alarm).mean())]
