@@ -36,10 +36,10 @@ from mvps.coupling import calibration_window, drift, lyapunov
 from mvps.coupling.cross import correlation, lagged
 from mvps.coupling.distance import SEED_LIMITS, Distances, JointBaseline, Limits, fit_baseline
 from mvps.coupling.event_response import event_response
+from mvps.coupling.independence import bartlett_p, independence_test
 from mvps.coupling.joint import Readings, hamiltonian, join
 from mvps.coupling.lead_lag import Lead, lead_lag
-from mvps.coupling.independence import bartlett_p, independence_test
-from mvps.coupling.phases import PHASES, ICPhase, Settled, classify, phase_codes
+from mvps.coupling.phases import PHASES, Settled, classify, phase_codes
 
 SUMMARY = "coupling: false alarms of D^2, R_cross test, event response, lead and drift; power beside naive rivals"
 BAR_TICK_MS = 1.0
@@ -161,7 +161,7 @@ def largest_correlation(z: np.ndarray) -> float:
 NAIVE_CUT = float(norm.isf(LEVEL / (2 * SPLIT * SPLIT)))
 
 
-def tested(z: np.ndarray, lags: int = 0) -> float | None:
+def p_value_of(z: np.ndarray, lags: int = 0) -> float | None:
     """p-value, None where the test refuses."""
     try:
         return independence_test(z, SPLIT, lags).p_value
@@ -177,8 +177,8 @@ def sizes(windows: int) -> tuple[list[Check], dict[str, Any], dict[tuple[str, in
         p, scanned, naive, bartlett = [], [], [], []
         for _ in range(windows):
             z = series(rng, n, phi, sigma)
-            p.append(tested(z))
-            scanned.append(tested(z, 5))
+            p.append(p_value_of(z))
+            scanned.append(p_value_of(z, 5))
             naive.append(largest_correlation(z))
             bartlett.append(bartlett_p(lagged(z, SPLIT, 0)[0], n))
         cuts[kind, n] = float(np.quantile(naive, 1.0 - LEVEL))
@@ -209,7 +209,7 @@ def power(windows: int, cuts: dict[tuple[str, int], float]) -> dict[str, Any]:
             hits = dict.fromkeys(("test", "naive", "naive with simulated cut-off"), 0)
             for _ in range(windows):
                 z = series(rng, n, phi, sigma)
-                p = tested(z)
+                p = p_value_of(z)
                 hits["test"] += p is not None and p <= LEVEL
                 largest = largest_correlation(z)
                 hits["naive"] += largest > NAIVE_CUT
@@ -250,7 +250,7 @@ def events(windows: int) -> tuple[list[Check], dict[str, Any]]:
             train[at] = 1.0
             z[:, SPLIT + 1] += np.convolve(train, decay)[:n]
             seen += event_response(z[:, SPLIT + 1], at, before, after, "fall").p_value <= LEVEL
-            p = tested(z)
+            p = p_value_of(z)
             bau += p is not None and p <= LEVEL
         checks.append(binomial(f"event response, placebo, {kind}", placebo, windows, LEVEL))
         rows[kind] = {

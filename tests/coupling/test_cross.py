@@ -50,7 +50,7 @@ def test_units_do_not_matter(seed: int, units: list[float]) -> None:
 
 
 def test_in_the_sources_form_units_do_matter() -> None:
-    sigma, units = joint_covariance(1), np.array([1.0, 10.0, 1.0, 1.0, 1.0, 1.0])
+    sigma, units = joint_covariance(0), np.array([1.0, 10.0, 1.0, 1.0, 1.0, 0.1])
     moved = r_cross(sigma * np.outer(units, units), 3, True) - r_cross(sigma, 3, True)
     assert np.abs(moved).max() > 0.05
 

@@ -179,7 +179,7 @@ def held_out(transfer: DriftTransfer, x: FloatArray, fall: FloatArray, seed: int
     moved = predicted > 0.0
     close = (fall[moved] >= 0.5 * predicted[moved]) & (fall[moved] <= 2.0 * predicted[moved])
     p_ic3 = "open"
-    if 0.5 <= ratio.low and ratio.high <= 2.0:
+    if ratio.low >= 0.5 and ratio.high <= 2.0:
         p_ic3 = "holds"
     elif ratio.high < 0.2 or ratio.low > 5.0:
         p_ic3 = "fails"

@@ -7,11 +7,12 @@ than such a test allows in a large share of windows. So here:
 1. Each axis is replaced by its innovations (:mod:`~.autoregression`), and each surface whitened: u (n, p), v (n, q).
 2. The statistic is T(s) = ||1/n sum_t u(t) v(t + s)^T||_F^2 at s = 0; with ``lags`` L, the largest within |s| <= L.
 3. It is held against the same statistic after shifting v by every s = 0 .. n - 1 *in a circle*: p is the share of
-   shifts at least as large, the unshifted one included. A shift leaves both surfaces as they are, whatever their
-   marginals and memory, and breaks only what binds them. The shifts are a group, so that for series which are
-   stationary on the circle the level is exact; the seam between end and start is what makes it approximate.
+   shifts at least as large, the unshifted one included. With lags, shifts by up to 2 L scan the same lags and are left
+   out. A shift leaves both surfaces as they are, whatever their marginals and memory, and breaks only what binds them.
+   All shifts are a group, so that at lag 0 the level is exact for series that are stationary on the circle; the seam
+   between end and start is what makes it approximate.
 
-All shifts at once cost one Fourier transform per axis. The least p is 1/n.
+All shifts at once cost one Fourier transform per axis. The least p is 1/n, with lags 1/(n - 4 L).
 
 **Bartlett's** likelihood-ratio test of R_cross = 0 is given beside it, but only where a portmanteau test does not
 reject that both surfaces' innovations are white; otherwise it would be wrong, and is None.
@@ -58,8 +59,8 @@ def independence_test(z: FloatArray, split: int, lags: int = 0) -> CouplingTest:
     """
     z, split, _ = varying(z, split)
     n = len(z)
-    if not 0 <= lags < n // 4:
-        raise ValueError(f"lags up to {lags} need at least {4 * lags + 4} ticks, got {n}")
+    if not 0 <= lags < n // 8:
+        raise ValueError(f"lags up to {lags} need at least {8 * lags + 8} ticks, got {n}")
     if n < LEAST_EFFECTIVE:
         raise ValueError(f"the test needs {LEAST_EFFECTIVE:.0f} effective ticks, got {n} in all: calibrate longer")
     model = fit(z)
@@ -73,12 +74,11 @@ def independence_test(z: FloatArray, split: int, lags: int = 0) -> CouplingTest:
     u, v = whitened(e[:, :split]), whitened(e[:, split:])
     of_shift = shift_statistics(u, v)
     scanned = largest_around(of_shift, lags)
-    # Rounding of the transform must not decide whether a shift equals the unshifted one.
-    p_value = float((scanned >= scanned[0] * (1.0 - 1e-9)).mean())
+    p_value, shifts = shift_p_value(scanned, lags)
     near = np.concatenate((of_shift[n - lags :], of_shift[: lags + 1])) if lags else of_shift[:1]
     white = min(1.0, 2.0 * min(_white(e[:, :split], model.order[:split]), _white(e[:, split:], model.order[split:])))
     bartlett = bartlett_p(u.T @ v / n, n) if white >= WHITENESS_LEVEL else None
-    return CouplingTest(float(scanned[0]), int(np.argmax(near)) - lags, p_value, n, effective, white, bartlett)
+    return CouplingTest(float(scanned[0]), int(np.argmax(near)) - lags, p_value, shifts, effective, white, bartlett)
 
 
 def shift_statistics(u: FloatArray, v: FloatArray) -> FloatArray:
@@ -97,6 +97,18 @@ def largest_around(series: FloatArray, reach: int) -> FloatArray:
     wrapped = np.concatenate((series[-reach:], series, series[:reach]))
     largest: FloatArray = np.lib.stride_tricks.sliding_window_view(wrapped, 2 * reach + 1).max(axis=1)
     return largest
+
+
+def shift_p_value(scanned: FloatArray, lags: int) -> tuple[float, int]:
+    """p-value of scanned[0] among the circular shifts (n,), and how many shifts are behind it.
+
+    scanned: from :func:`largest_around` with ``lags``. Shifts by up to twice that scan lags of the unshifted one, too,
+    and would find its own peak: they are left out.
+    """
+    others = scanned[2 * lags + 1 : len(scanned) - 2 * lags]
+    # Rounding of the transform must not decide whether a shift equals the unshifted one.
+    as_large = int((others >= scanned[0] * (1.0 - 1e-9)).sum())
+    return (1.0 + as_large) / (1.0 + len(others)), 1 + len(others)
 
 
 def bartlett_p(r: FloatArray, ticks: int) -> float:

@@ -65,8 +65,8 @@ class Series(NamedTuple):
     @property
     def complete(self) -> BoolArray:
         """(T,) rows in which no axis is missing."""
-        known: BoolArray = ~np.isnan(self.z).any(axis=1)
-        return known
+        missing: BoolArray = np.isnan(self.z).any(axis=1)
+        return ~missing
 
     @property
     def usable(self) -> BoolArray:

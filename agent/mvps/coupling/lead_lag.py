@@ -24,7 +24,7 @@ import numpy as np
 
 from mvps.coherence.observation import FloatArray
 from mvps.coupling.autoregression import effective_ticks, fit, innovations
-from mvps.coupling.independence import LEAST_EFFECTIVE, largest_around
+from mvps.coupling.independence import LEAST_EFFECTIVE, largest_around, shift_p_value
 
 CONFIDENCE = 0.95
 _DRAWS = 400
@@ -66,8 +66,8 @@ def lead_lag(net: FloatArray, ai: FloatArray, lags: int, level: float = 0.05, se
     n = len(net)
     if net.shape != ai.shape or net.ndim != 1:
         raise ValueError(f"two series of the same ticks are needed, not {net.shape} and {ai.shape}")
-    if not 0 < lags < n // 4:
-        raise ValueError(f"lags up to {lags} need at least {4 * lags + 4} ticks, got {n}")
+    if not 0 < lags < n // 8:
+        raise ValueError(f"lags up to {lags} need at least {8 * lags + 8} ticks, got {n}")
     both = np.stack((net, ai), axis=1)
     model = fit(both)
     effective = float(effective_ticks(model, 1)[0, 0])
@@ -77,7 +77,7 @@ def lead_lag(net: FloatArray, ai: FloatArray, lags: int, level: float = 0.05, se
     e = (e - e.mean(axis=0)) / e.std(axis=0)
     circular = np.fft.irfft(np.fft.rfft(e[:, 0]).conj() * np.fft.rfft(e[:, 1]), n) / n
     largest = largest_around(np.abs(circular), lags)
-    p_value = float((largest >= largest[0] * (1.0 - 1e-9)).mean())
+    p_value, _ = shift_p_value(largest, lags)
     # products[t, l]: e_net(t) e_AI(t + l), for the t that have all lags inside the window.
     inside = np.arange(lags, n - lags)
     offsets = np.arange(-lags, lags + 1)

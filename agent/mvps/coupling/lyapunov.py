@@ -181,9 +181,7 @@ def sweep(
         start = np.random.default_rng(seed).standard_normal((paths, len(rates)))
         found = exponents(system, start, step, duration, 0.1 * duration, seed, first=1)
         frobenius = float(np.linalg.norm(r_cross(np.cov(found.states, rowvar=False), split)))
-        points.append(
-            SweepPoint(strength, frobenius, float(found.value[0]), float(found.low[0]), float(found.high[0]))
-        )
+        points.append(SweepPoint(strength, frobenius, float(found.value[0]), float(found.low[0]), float(found.high[0])))
     return tuple(points)
 
 
