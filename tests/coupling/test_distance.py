@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import toeplitz
 from scipy.signal import lfilter
 from scipy.spatial.distance import mahalanobis
 from scipy.stats import chi2
@@ -22,6 +23,11 @@ def draw(seed: int, n: int, phi: float = 0.0, pair: float = 0.0, axes: int = 6) 
     e[:, 1] += 0.7 * e[:, 0]
     e[:, 4] += pair * e[:, 2]
     return 0.9 + 0.005 * math.sqrt(1.0 - phi * phi) * lfilter([1.0], [1.0, -phi], e, axis=0)[100:]
+
+
+def white(n: int) -> np.ndarray:
+    """Autocorrelations of n independent ticks."""
+    return np.eye(1, n)[0]
 
 
 @settings(max_examples=25)
@@ -66,9 +72,21 @@ def test_what_the_cross_block_says_is_r_cross(seed: int) -> None:
     rest = v - u @ r
     expected = (rest @ np.linalg.inv(np.eye(3) - r.T @ r) * rest).sum(axis=1)
     assert found.joint - found.net == pytest.approx(expected, rel=1e-6, abs=1e-9)
-    # So the joint distance is never below that of a surface, and usual companions cost less than their sum.
     assert (found.joint >= np.maximum(found.net, found.ai) - 1e-9).all()
-    assert (cross_term(found) < 0.0).any()
+
+
+def test_usual_companions_cost_less_than_their_sum_and_unusual_ones_more() -> None:
+    """A deviation a on both sides of a canonical pair of correlation s: 2 a^2 / (1 + s), against each other (1 - s)."""
+    r = np.diag([0.6, 0.3, 0.0])
+    baseline = fit_baseline(draw(1, 200), 3)._replace(
+        mean=np.full(6, 0.9), covariance=1e-6 * np.block([[np.eye(3), r], [r.T, np.eye(3)]])
+    )
+    together, apart = np.full((2, 6), 0.9)
+    together[[0, 3]] += 0.002
+    apart[[0, 3]] += [0.002, -0.002]
+    found = baseline.distances(np.stack((together, apart)))
+    assert found.joint == pytest.approx([8.0 / 1.6, 8.0 / 0.4])
+    assert cross_term(found) == pytest.approx([8.0 / 1.6 - 8.0, 8.0 / 0.4 - 8.0])
 
 
 def test_the_sources_limits() -> None:
@@ -82,17 +100,28 @@ def test_the_sources_limits() -> None:
 def test_the_sum_of_the_limits_is_never_below_the_joint_one() -> None:
     """In windows hardly longer than the axes are many the joint limit is the larger one."""
     assert Limits(11.0, 11.0, 24.0, 40.0).sum == 24.0
-    law = FiniteLaw.of(6, 20, 1.0, 1.0)
-    assert law.limit(0.95) > 2.0 * FiniteLaw.of(3, 20, 1.0, 1.0).limit(0.95)
+    assert FiniteLaw.of(6, white(20)).limit(0.95) > 2.0 * FiniteLaw.of(3, white(20)).limit(0.95)
 
 
 @pytest.mark.parametrize("n", [60, 300, 1800])
 def test_for_independent_ticks_the_finite_law_is_hotellings(n: int) -> None:
     for axes, level in ((3, 0.95), (6, 0.99)):
-        law = FiniteLaw.of(axes, n, 1.0, 1.0)
+        law = FiniteLaw.of(axes, white(n))
         assert law.limit(level) == pytest.approx(hotelling_limit(level, axes, n), rel=1e-9)
         assert math.exp(law.log_survival(law.limit(level))) == pytest.approx(1.0 - level)
-    assert FiniteLaw.of(6, 10**7, 1.0, 1.0).limit(0.95) == pytest.approx(chi2.ppf(0.95, 6), rel=1e-4)
+    assert FiniteLaw.of(6, white(10**6)).limit(0.95) == pytest.approx(chi2.ppf(0.95, 6), rel=1e-4)
+
+
+@pytest.mark.parametrize("phi", [0.3, 0.8])
+def test_the_finite_law_has_the_moments_of_the_matrices(phi: float) -> None:
+    n = 50
+    rho = phi ** np.arange(n)
+    weights = np.linalg.eigvalsh((np.eye(n) - 1.0 / n) @ toeplitz(rho) @ (np.eye(n) - 1.0 / n))
+    law = FiniteLaw.of(3, rho)
+    worth = weights.sum() ** 2 / (weights * weights).sum()
+    assert law.dof == pytest.approx(worth - 2.0)
+    tau = toeplitz(rho).sum() / n
+    assert law.scale == pytest.approx((1.0 + tau / n) * (n - 1.0) / weights.sum() * worth * 3.0 / (worth - 2.0))
 
 
 @pytest.mark.parametrize(("phi", "n"), [(0.0, 60), (0.6, 60), (0.6, 300)])
@@ -150,10 +179,8 @@ def test_axes_that_do_not_vary_take_their_degree_of_freedom_with_them() -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="needs 60 complete ticks, got 59"):
         fit_baseline(draw(7, 59), 3)
-    with pytest.raises(ValueError, match="worth"):
-        FiniteLaw.of(6, 60, 40.0, 10.0)
-    with pytest.raises(ValueError, match="worth 0"):
-        FiniteLaw.of(6, 60, 80.0, 10.0)
+    with pytest.raises(ValueError, match="60 ticks are worth 5, too few"):
+        FiniteLaw.of(6, 0.95 ** np.arange(60))
     with pytest.raises(ValueError, match="unknown cut-off mode"):
         fit_baseline(draw(7, 60), 3).limits("best")
     z = draw(8, 100)

@@ -9,13 +9,14 @@ larger of the two; it may be smaller than their sum, where the surfaces deviate 
 Limits, by mode:
 
 - ``chi2``: as the sources state (7.81 / 11.34 on 3 axes, 12.59 / 16.81 on 6): right for a known covariance only.
-- ``finite-sample``: mean and covariance come from n ticks that remember their past. With, from the autoregressions of
-  the window, tau = 1 + 2 sum rho_l (what a mean loses) and tau_2 = 1 + 2 sum rho_l^2 (what a variance loses), averaged
-  over a block's p axes,
+- ``finite-sample``: mean and covariance come from n ticks that remember their past. With C the n x n matrix of the
+  autocorrelations, from the autoregressions of the window and averaged over a block's p axes, and H the centring one, a
+  sample covariance is a sum of squares with the eigenvalues of HCH for weights. A Wishart matrix of nu degrees of
+  freedom has the same first two moments (Satterthwaite), and with tau = 1^T C 1 / n
 
-      D^2 ~ (1 + tau/n) (n - 1)/(n - tau)  nu p/(nu - p + 1)  F(p, nu - p + 1),     nu = (n - tau)/tau_2          (ours)
+      D^2 ~ (1 + tau/n) (n - 1)/(n - tau)  nu p/(nu - p + 1)  F(p, nu - p + 1),   nu = tr(HC)^2 / tr(HCHC)        (ours)
 
-  which for independent ticks (tau = tau_2 = 1) is Hotelling's law of a new tick.
+  which for independent ticks (tau = 1, nu = n - 1) is Hotelling's law of a new tick.
 - ``empirical``: conformal limits over blocked, cross-fitted ticks of the window (:mod:`mvps.coherence.tail`), for ticks
   that are not Gaussian. The default.
 
@@ -79,13 +80,22 @@ class FiniteLaw(NamedTuple):
     dof: float
 
     @classmethod
-    def of(cls, axes: int, ticks: int, tau: float, tau_2: float) -> FiniteLaw:
-        """Law for a window of ``ticks`` whose mean loses by tau and whose variances lose by tau_2."""
-        worth = max(ticks - tau, 0.0) / tau_2
+    def of(cls, axes: int, rho: FloatArray) -> FiniteLaw:
+        """Law of ``axes`` axes for a window as long as its autocorrelations rho (n,), rho[0] = 1."""
+        ticks = len(rho)
+        # Row sums of C; sums over all pairs of ticks without the matrix.
+        onward = np.cumsum(rho)
+        rows = onward + onward[::-1] - 1.0
+        tau = float(rows.sum()) / ticks
+        pairs = 2.0 * (ticks - np.arange(ticks))
+        pairs[0] = ticks
+        trace = ticks - tau
+        trace_of_square = float(pairs @ (rho * rho)) - 2.0 * float(rows @ rows) / ticks + tau * tau
+        worth = trace * trace / trace_of_square
         if worth <= axes + 1.0:
             raise ValueError(f"{ticks} ticks are worth {worth:.0f}, too few for a covariance of {axes} axes")
         dof = worth - axes + 1.0
-        return cls(axes, (1.0 + tau / ticks) * (ticks - 1.0) / (ticks - tau) * worth * axes / dof, dof)
+        return cls(axes, (1.0 + tau / ticks) * (ticks - 1.0) / trace * worth * axes / dof, dof)
 
     def limit(self, level: float) -> float:
         """D^2 that a new quiet tick exceeds with probability 1 - level."""
@@ -139,16 +149,13 @@ def fit_baseline(z: FloatArray, split: int) -> JointBaseline:
     if len(z) < LEAST_TICKS:
         raise ValueError(f"a joint baseline needs {LEAST_TICKS} complete ticks, got {len(z)}: calibrate longer")
     z, split, live = varying(z, split)
-    n, p = z.shape
+    n = len(z)
     mean, covariance = z.mean(axis=0), np.cov(z, rowvar=False)
     inverse_root(correlation(covariance))  # refuses axes that depend on each other
     inside = _distances(z - mean, covariance, split)
-    rho = fit(z).autocorrelation(n // 2)[1:]
-    tau, tau_2 = 1.0 + 2.0 * rho.sum(axis=0), 1.0 + 2.0 * (rho * rho).sum(axis=0)
-    blocks = (slice(0, split), slice(split, p), slice(0, p))
-    net_law, ai_law, joint_law = (
-        FiniteLaw.of(len(tau[block]), n, float(tau[block].mean()), float(tau_2[block].mean())) for block in blocks
-    )
+    rho = fit(z).autocorrelation(n - 1)
+    blocks = (rho[:, :split], rho[:, split:], rho)
+    net_law, ai_law, joint_law = (FiniteLaw.of(block.shape[1], block.mean(axis=1)) for block in blocks)
 
     def score(train: IndexArray, test: IndexArray) -> FloatArray:
         fitted = z[train]

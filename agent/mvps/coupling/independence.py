@@ -5,14 +5,16 @@ The usual tests take ticks for independent. Two *independent* series with lag-1 
 than such a test allows in a large share of windows. So here:
 
 1. Each axis is replaced by its innovations (:mod:`~.autoregression`), and each surface whitened: u (n, p), v (n, q).
-2. The statistic is T(s) = ||1/n sum_t u(t) v(t + s)^T||_F^2 at s = 0; with ``lags`` L, the largest within |s| <= L.
+2. The statistic is T(s) = ||1/n sum_t u(t) v(t + s)^T||_F^2 at s = 0.
 3. It is held against the same statistic after shifting v by every s = 0 .. n - 1 *in a circle*: p is the share of
-   shifts at least as large, the unshifted one included. With lags, shifts by up to 2 L scan the same lags and are left
-   out. A shift leaves both surfaces as they are, whatever their marginals and memory, and breaks only what binds them.
-   All shifts are a group, so that at lag 0 the level is exact for series that are stationary on the circle; the seam
-   between end and start is what makes it approximate.
+   shifts at least as large, the unshifted one included. A shift leaves both surfaces as they are, whatever their
+   marginals and memory, and breaks only what binds them. All shifts are a group, so that the level is exact for series
+   that are stationary on the circle; the seam between end and start is what makes it approximate. One Fourier
+   transform per axis gives all shifts. The least p is 1/n.
 
-All shifts at once cost one Fourier transform per axis. The least p is 1/n, with lags 1/(n - 4 L).
+With ``lags`` L the statistic is the largest T(s) within |s| <= L. Only some n / (2 L + 1) shifts do not scan each other's
+lags, too few surrogates for a small p. So v is shifted by a random s and its blocks of 2 L + 1 ticks are put in random
+order, 199 times; that keeps its memory but for the seams. The least p is 1/200.
 
 **Bartlett's** likelihood-ratio test of R_cross = 0 is given beside it, but only where a portmanteau test does not
 reject that both surfaces' innovations are white; otherwise it would be wrong, and is None.
@@ -35,18 +37,19 @@ from mvps.coupling.cross import varying, whitened
 
 LEAST_EFFECTIVE = 60.0
 WHITENESS_LEVEL = 0.05
+SURROGATES = 199
 
 
 class CouplingTest(NamedTuple):
     """statistic: T, the sum of squared canonical correlations of the innovations. lag: where it was taken, in ticks;
-    positive where the network is first. p_value: by circular shifts. shifts: how many, so that the least p is 1/shifts.
+    positive where the network is first. p_value: against shifts or blocks; least_p: the least that it could have been.
     effective: effective ticks of the least effective pair of axes. white: p-value that the innovations are white.
     bartlett: p-value of Bartlett's test at lag 0, None where they are not."""
 
     statistic: float
     lag: int
     p_value: float
-    shifts: int
+    least_p: float
     effective: float
     white: float
     bartlett: float | None
@@ -72,13 +75,19 @@ def independence_test(z: FloatArray, split: int, lags: int = 0) -> CouplingTest:
         )
     e = innovations(z, model)
     u, v = whitened(e[:, :split]), whitened(e[:, split:])
-    of_shift = shift_statistics(u, v)
-    scanned = largest_around(of_shift, lags)
-    p_value, shifts = shift_p_value(scanned, lags)
-    near = np.concatenate((of_shift[n - lags :], of_shift[: lags + 1])) if lags else of_shift[:1]
+    if lags:
+        near = lag_statistics(u, v, lags)
+        statistic = float(near.max())
+        p_value, least = scan_p_value(u, v, lags), 1.0 / (SURROGATES + 1.0)
+    else:
+        near = shift_statistics(u, v)
+        statistic = float(near[0])
+        # Rounding of the transform must not decide whether a shift equals the unshifted one.
+        p_value, least = float((near >= statistic * (1.0 - 1e-9)).mean()), 1.0 / n
+        near = near[:1]
     white = min(1.0, 2.0 * min(_white(e[:, :split], model.order[:split]), _white(e[:, split:], model.order[split:])))
     bartlett = bartlett_p(u.T @ v / n, n) if white >= WHITENESS_LEVEL else None
-    return CouplingTest(float(scanned[0]), int(np.argmax(near)) - lags, p_value, shifts, effective, white, bartlett)
+    return CouplingTest(statistic, int(np.argmax(near)) - lags, p_value, least, effective, white, bartlett)
 
 
 def shift_statistics(u: FloatArray, v: FloatArray) -> FloatArray:
@@ -90,25 +99,27 @@ def shift_statistics(u: FloatArray, v: FloatArray) -> FloatArray:
     return total
 
 
-def largest_around(series: FloatArray, reach: int) -> FloatArray:
-    """Largest value within ``reach`` on either side of each place of a circular series (n,)."""
-    if not reach:
-        return series
-    wrapped = np.concatenate((series[-reach:], series, series[:reach]))
-    largest: FloatArray = np.lib.stride_tricks.sliding_window_view(wrapped, 2 * reach + 1).max(axis=1)
-    return largest
+def lag_statistics(u: FloatArray, v: FloatArray, lags: int) -> FloatArray:
+    """T(s) (2 lags + 1,) for the circular shifts s = -lags .. lags."""
+    n = len(v)
+    wrapped = np.concatenate((v[-lags:], v, v[:lags]))
+    beside = np.lib.stride_tricks.sliding_window_view(wrapped, n, axis=0)  # (2 lags + 1, q, n)
+    c = beside.reshape(-1, n) @ u / n
+    total: FloatArray = (c * c).reshape(2 * lags + 1, -1).sum(axis=1)
+    return total
 
 
-def shift_p_value(scanned: FloatArray, lags: int) -> tuple[float, int]:
-    """p-value of scanned[0] among the circular shifts (n,), and how many shifts are behind it.
-
-    scanned: from :func:`largest_around` with ``lags``. Shifts by up to twice that scan lags of the unshifted one, too,
-    and would find its own peak: they are left out.
-    """
-    others = scanned[2 * lags + 1 : len(scanned) - 2 * lags]
-    # Rounding of the transform must not decide whether a shift equals the unshifted one.
-    as_large = int((others >= scanned[0] * (1.0 - 1e-9)).sum())
-    return (1.0 + as_large) / (1.0 + len(others)), 1 + len(others)
+def scan_p_value(u: FloatArray, v: FloatArray, lags: int, seed: int = 0) -> float:
+    """p-value of the largest T(s), |s| <= lags, of whitened innovations u (n, p), v (n, q): v in blocks of random order."""
+    rng = np.random.default_rng(seed)
+    n = len(u)
+    largest = float(lag_statistics(u, v, lags).max())
+    as_large = 0
+    for _ in range(SURROGATES):
+        blocks = np.array_split(np.roll(np.arange(n), int(rng.integers(n))), max(n // (2 * lags + 1), 2))
+        order = np.concatenate([blocks[k] for k in rng.permutation(len(blocks))])
+        as_large += float(lag_statistics(u, v[order], lags).max()) >= largest * (1.0 - 1e-9)
+    return (1.0 + as_large) / (1.0 + SURROGATES)
 
 
 def bartlett_p(r: FloatArray, ticks: int) -> float:

@@ -65,8 +65,7 @@ class Series(NamedTuple):
     @property
     def complete(self) -> BoolArray:
         """(T,) rows in which no axis is missing."""
-        missing: BoolArray = np.isnan(self.z).any(axis=1)
-        return ~missing
+        return np.asarray(np.isfinite(self.z).all(axis=1), dtype=np.bool_)
 
     @property
     def usable(self) -> BoolArray:

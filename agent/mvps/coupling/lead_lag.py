@@ -6,8 +6,8 @@
 Positive lags: the network is first. Each series is replaced by its own innovations (Haugh 1976; Box & Jenkins), because
 memory in both smears a peak over many lags and makes peaks where there are none.
 
-- *Is there a peak at all?* The largest |r| is held against the largest within L of every circular shift, as in
-  :mod:`~.independence`. Without a peak nobody leads.
+- *Is there a peak at all?* The largest |r| is held against that of series whose blocks are in random order, as in
+  :func:`~.independence.scan_p_value`. Without a peak nobody leads.
 - *Where is it?* Innovations are white, so ticks may be drawn with replacement: each draw has a peak, and the share
   of draws on one side of 0 is the confidence. At .95 and above that side leads; where .95 have their peak at 0 itself
   the surfaces move together within one tick; otherwise the order is open.
@@ -24,7 +24,7 @@ import numpy as np
 
 from mvps.coherence.observation import FloatArray
 from mvps.coupling.autoregression import effective_ticks, fit, innovations
-from mvps.coupling.independence import LEAST_EFFECTIVE, largest_around, shift_p_value
+from mvps.coupling.independence import LEAST_EFFECTIVE, scan_p_value
 
 CONFIDENCE = 0.95
 _DRAWS = 400
@@ -75,9 +75,7 @@ def lead_lag(net: FloatArray, ai: FloatArray, lags: int, level: float = 0.05, se
         raise ValueError(f"a lead needs {LEAST_EFFECTIVE:.0f} effective ticks, got {effective:.0f}: take more ticks")
     e = innovations(both, model)
     e = (e - e.mean(axis=0)) / e.std(axis=0)
-    circular = np.fft.irfft(np.fft.rfft(e[:, 0]).conj() * np.fft.rfft(e[:, 1]), n) / n
-    largest = largest_around(np.abs(circular), lags)
-    p_value, _ = shift_p_value(largest, lags)
+    p_value = scan_p_value(e[:, :1], e[:, 1:], lags, seed)
     # products[t, l]: e_net(t) e_AI(t + l), for the t that have all lags inside the window.
     inside = np.arange(lags, n - lags)
     offsets = np.arange(-lags, lags + 1)
