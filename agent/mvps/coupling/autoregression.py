@@ -4,6 +4,7 @@
     x_t - mean = sum_{i <= k} a_i (x_{t-i} - mean) + e_t
 
 Coefficients by Burg's method (always stationary, less biased than Yule-Walker in short windows), order per axis by BIC.
+Where the order is 1, a gets back the (1 + 3 a) / n that it loses on average as the mean is estimated (Kendall 1954).
 The first k innovations use the predictors of lower order, each divided by its own standard deviation, so that n ticks
 have n innovations.
 
@@ -95,6 +96,9 @@ def fit(x: FloatArray, max_order: int | None = None) -> Autoregression:
         criterion.append(n * np.log(error) + (m + 1) * math.log(n))
     order = np.argmin(np.array(criterion), axis=0)
     reflection[np.arange(largest)[:, None] >= order] = 0.0
+    if largest:
+        corrected = np.clip(reflection[0] + (1.0 + 3.0 * reflection[0]) / n, -_LARGEST_REFLECTION, _LARGEST_REFLECTION)
+        reflection[0] = np.where(order == 1, corrected, reflection[0])
     return Autoregression(mean, variance, reflection[: int(order.max(initial=0))], order, n)
 
 

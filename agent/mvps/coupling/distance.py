@@ -9,14 +9,17 @@ larger of the two; it may be smaller than their sum, where the surfaces deviate 
 Limits, by mode:
 
 - ``chi2``: as the sources state (7.81 / 11.34 on 3 axes, 12.59 / 16.81 on 6): right for a known covariance only.
-- ``finite-sample``: mean and covariance come from n ticks that remember their past. With C the n x n matrix of the
-  autocorrelations, from the autoregressions of the window and averaged over a block's p axes, and H the centring one, a
-  sample covariance is a sum of squares with the eigenvalues of HCH for weights. A Wishart matrix of nu degrees of
-  freedom has the same first two moments (Satterthwaite), and with tau = 1^T C 1 / n
+- ``finite-sample``: mean and covariance come from n ticks that remember their past. A sample covariance is a sum of
+  squares whose weights w_k are the spectrum of the autocorrelations at the frequencies k/n, k = 1 .. n - 1 (from the
+  autoregressions of the window, averaged over a block's p axes). Its inverse is on average m Sigma^-1, where
 
-      D^2 ~ (1 + tau/n) (n - 1)/(n - tau)  nu p/(nu - p + 1)  F(p, nu - p + 1),   nu = tr(HC)^2 / tr(HCHC)        (ours)
+      1/m = sum_k w_k / (1 + (p + 1) m w_k)
 
-  which for independent ticks (tau = 1, nu = n - 1) is Hotelling's law of a new tick.
+  With the nu for which a Wishart matrix of the same mean has that m too, and tau = n - sum_k w_k,             (ours)
+
+      D^2 ~ (1 + tau/n) (n - 1)/(n - tau)  nu p/(nu - p + 1)  F(p, nu - p + 1)
+
+  which for independent ticks (w_k = 1, nu = n - 1) is Hotelling's law of a new tick.
 - ``empirical``: conformal limits over blocked, cross-fitted ticks of the window (:mod:`mvps.coherence.tail`), for ticks
   that are not Gaussian. The default.
 
@@ -45,6 +48,7 @@ BLOCKS = ("net", "ai", "joint")
 _LEAST_SCALE = 0.1
 _LEAST_SHARE = 0.01  # of the window's variance, in a part of the window
 _RIDGE = 1e-6
+_MOST_STEPS = 200
 
 
 class Distances(NamedTuple):
@@ -83,19 +87,22 @@ class FiniteLaw(NamedTuple):
     def of(cls, axes: int, rho: FloatArray) -> FiniteLaw:
         """Law of ``axes`` axes for a window as long as its autocorrelations rho (n,), rho[0] = 1."""
         ticks = len(rho)
-        # Row sums of C; sums over all pairs of ticks without the matrix.
-        onward = np.cumsum(rho)
-        rows = onward + onward[::-1] - 1.0
-        tau = float(rows.sum()) / ticks
-        pairs = 2.0 * (ticks - np.arange(ticks))
-        pairs[0] = ticks
-        trace = ticks - tau
-        trace_of_square = float(pairs @ (rho * rho)) - 2.0 * float(rows @ rows) / ticks + tau * tau
-        worth = trace * trace / trace_of_square
-        if worth <= axes + 1.0:
+        lag = np.arange(1, ticks)
+        folded = np.concatenate((rho[:1], ((ticks - lag) * rho[1:] + lag * rho[:0:-1]) / ticks))
+        weights = np.maximum(np.fft.fft(folded).real[1:], 0.0)
+        total = float(weights.sum())
+        inverse = 1.0 / total
+        for _ in range(_MOST_STEPS):
+            before = inverse
+            inverse = 1.0 / float((weights / (1.0 + (axes + 1.0) * inverse * weights)).sum())
+            if abs(inverse - before) <= 1e-12 * inverse:
+                break
+        worth = (axes + 1.0) * inverse * total / (inverse * total - 1.0)
+        if worth <= axes + 3.0:
             raise ValueError(f"{ticks} ticks are worth {worth:.0f}, too few for a covariance of {axes} axes")
         dof = worth - axes + 1.0
-        return cls(axes, (1.0 + tau / ticks) * (ticks - 1.0) / trace * worth * axes / dof, dof)
+        tau = ticks - total
+        return cls(axes, (1.0 + tau / ticks) * (ticks - 1.0) / total * worth * axes / dof, dof)
 
     def limit(self, level: float) -> float:
         """D^2 that a new quiet tick exceeds with probability 1 - level."""

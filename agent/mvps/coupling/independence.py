@@ -12,9 +12,9 @@ than such a test allows in a large share of windows. So here:
    that are stationary on the circle; the seam between end and start is what makes it approximate. One Fourier
    transform per axis gives all shifts. The least p is 1/n.
 
-With ``lags`` L the statistic is the largest T(s) within |s| <= L. Only some n / (2 L + 1) shifts do not scan each other's
-lags, too few surrogates for a small p. So v is shifted by a random s and its blocks of 2 L + 1 ticks are put in random
-order, 199 times; that keeps its memory but for the seams. The least p is 1/200.
+With ``lags`` L the statistic is the largest T(s) within |s| <= L. Only some n / (2 L + 1) shifts scan no lag twice, too
+few surrogates for a small p. So v is shifted by a random s and its blocks of 2 L + 1 ticks are put in random order, 199
+times; that keeps its memory but for the seams. The least p is 1/200.
 
 **Bartlett's** likelihood-ratio test of R_cross = 0 is given beside it, but only where a portmanteau test does not
 reject that both surfaces' innovations are white; otherwise it would be wrong, and is None.
@@ -110,7 +110,7 @@ def lag_statistics(u: FloatArray, v: FloatArray, lags: int) -> FloatArray:
 
 
 def scan_p_value(u: FloatArray, v: FloatArray, lags: int, seed: int = 0) -> float:
-    """p-value of the largest T(s), |s| <= lags, of whitened innovations u (n, p), v (n, q): v in blocks of random order."""
+    """p-value of the largest T(s), |s| <= lags, of whitened innovations u (n, p), v (n, q), by blocks of v."""
     rng = np.random.default_rng(seed)
     n = len(u)
     largest = float(lag_statistics(u, v, lags).max())
