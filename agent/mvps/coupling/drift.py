@@ -31,6 +31,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from mvps.coherence.observation import FloatArray
 
@@ -105,8 +107,9 @@ class DriftTransfer(NamedTuple):
 def calibrate(x: FloatArray, fall: FloatArray, seed: int = 0) -> DriftTransfer:
     """Transfer function from events (n,): exposure x >= 0 and observed fall of C_2^W2 (BAU level less level after).
 
-    Least squares, the scale by search on a grid, the ceiling within [0, 1]; intervals by bootstrap over events. The
-    residual limit is conformal: the ceil(.95 (n + 1))-th of the n leave-one-fold-out residuals.
+    Least squares, the scale by search on a grid, the ceiling within [0, 1]; intervals by bootstrap over events, widened
+    for two fitted parameters. The residual limit is conformal: the ceil(.95 (n + 1))-th of the n residuals, each of a fit
+    without the tenth of the events that it belongs to.
     """
     x, fall = np.asarray(x, dtype=np.float64), np.asarray(fall, dtype=np.float64)
     if x.shape != fall.shape or x.ndim != 1 or not (np.isfinite(x).all() and np.isfinite(fall).all()):
@@ -127,10 +130,12 @@ def calibrate(x: FloatArray, fall: FloatArray, seed: int = 0) -> DriftTransfer:
     without = _least_squares(shape, fall, weight, grid)
     residual = fall + without[0][folds] * np.expm1(-x / without[1][folds])
     rank = min(math.ceil(0.95 * (n + 1)), n)
+    # Percentiles of a bootstrap are those of a known variance and no fitted parameters.
+    wider = float(student.ppf(0.975, n - 2) / norm.ppf(0.975)) * math.sqrt(n / (n - 2))
     return DriftTransfer(
-        _interval(float(ceiling[0]), ceilings),
-        _interval(float(scale[0]), scales),
-        _interval(float(ceiling[0] / scale[0]), ceilings / scales),
+        _interval(float(ceiling[0]), ceilings, wider, 0.0),
+        _interval(float(scale[0]), scales, wider, 0.0),
+        _interval(float(ceiling[0] / scale[0]), ceilings / scales, wider, 0.0),
         max(float(np.sort(residual)[rank - 1]), 0.0),
         float(residual.std(ddof=1)),
         n,
@@ -147,9 +152,9 @@ def _least_squares(
     return ceiling[np.arange(len(weight)), best], grid[best]
 
 
-def _interval(value: float, draws: FloatArray) -> Interval:
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return Interval(value, float(low), float(high))
+def _interval(value: float, draws: FloatArray, wider: float = 1.0, least: float = -math.inf) -> Interval:
+    low, high = (value + wider * (float(end) - value) for end in np.quantile(draws, (0.025, 0.975)))
+    return Interval(value, max(low, least), high)
 
 
 class Accuracy(NamedTuple):
