@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "interop": set(),
     "probes": set(),
     "provoke": set(),
+    "coupling": {"coherence"},
     "robust": {"coherence"},
     "semantic": {"coherence"},
     "settings": set(),
@@ -53,6 +54,7 @@ MAY_IMPORT = {
 }
 PURE = {
     "coherence": {"numpy"},
+    "coupling": {"numpy", "scipy"},
     "interop": {"scapy"},
     "robust": {"numpy", "scipy", "sklearn"},
     "semantic": {"numpy", "scipy"},
