@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mvps fleet``: what a broker knows: its epoch, its log, its vantages, who is in trouble, and what was when."""
+"""``mvps fleet``: what a broker knows: its epoch, its log, its vantages, who is in trouble, and what was when.
+
+And who is to be set aside, which is the operator's to say and no broker's (:mod:`mvps.cli.quarantine`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mvps.cli import exits
+from mvps.cli import exits, quarantine
 from mvps.cli.actions import actions_of
 from mvps.cli.settings import add_tls_options, open_channel
 
@@ -74,6 +77,7 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
     )
     bundle.add_argument("tick", help='the tick\'s number, its time (ISO 8601), or "latest"')
     bundle.add_argument("--cell", metavar="NAME", help="only of this cell")
+    quarantine.declare(add_question)
     parser.epilog = (
         "examples:\n"
         "  mvps fleet\n"
@@ -106,6 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
         "vantage": _vantage,
         "bundle": _bundle,
         "decisions": _decisions,
+        "quarantine": quarantine.run,
+        "release": quarantine.run,
     }
     return questions[arguments.action or "status"](arguments)
 
