@@ -14,15 +14,16 @@ fault, all with a weak one.
 Four ways to judge, each on three ticks in a row: C_2 about the mean, about the geometric median, C_2 with MCD location
 and scatter, each with the rule of 001 sec. 14 (one removal, theta 0.6), which accuses whom it names; and the fleet
 decision (removals of up to f, theta by N and f), which accuses only with evidence. Evidence against the honest is what
-was recorded: whether the scheduler's witness disagreed in that tick. That against liars is given, because the recording
-has no witness of a lie.
+was recorded: whether the scheduler's witness disagreed in that tick, where the live rule wants five checked ticks in a
+row (mvps.robust.disagreement). That against liars is given, because the recording has no witness of a lie. How often
+the live rule would contradict the honest host, faults included, is counted for every vantage.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -33,13 +34,17 @@ from threadpoolctl import threadpool_limits
 
 from bench import detect
 from bench.harness import ROOT, Result
+from mvps.broker.recheck import DecisionCheck
+from mvps.broker.store import Kept
 from mvps.coherence.axes import jsd
 from mvps.coherence.model import ModelSettings, SurfaceModel
 from mvps.coherence.phase import Phase
 from mvps.coherence.tail import Tail
 from mvps.robust import fleet
+from mvps.robust.disagreement import Disagreement
 from mvps.robust.median import c2_gm, divergences, geometric_median
 from mvps.robust.scatter import fit_scatter
+from mvps.v1 import snapshot_pb2 as pb
 from mvps.vantages.registry import KERNEL
 
 SUMMARY = "lying vantages on recorded ticks: named, accused, delayed, by mean, median, MCD and fleet decision"
@@ -104,6 +109,51 @@ def hosts_ticks(rng: np.random.Generator, pool: np.ndarray, hosts: int, ticks: i
         chosen = rng.choice(len(pool), hosts, replace=hosts > len(pool))
         rows.append(pool[chosen].transpose(1, 0, 2))
     return np.concatenate(rows)[:ticks]
+
+
+def witnessed(path: Path) -> dict[str, dict[str, int]]:
+    """Every vantage's own checks in a recording, in ticks: in how many any was done, in how many one failed (and how
+    many of these were in an injected fault), the longest row of failures, and in how many the host is contradicted.
+
+    The host is honest: the last figure counts wrong evidence.
+    """
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    rows: Counter[str] = Counter()
+    judges = defaultdict(partial(Disagreement, 1))
+    for what, _, entry in detect.course(path):
+        for name, one in sorted(entry.observations.items()):
+            failed = one.violated > 0.0
+            if one.checked:
+                rows[name] = rows[name] + 1 if failed else 0
+            values = np.array([one.checked]), np.array([one.violated])
+            contradicted = judges[name].step(entry.time_ns, ("host",), np.zeros(1, dtype=np.intp), *values)
+            seen = found[name]
+            seen.update(ticks=1, checked=int(one.checked > 0.0), failed=int(failed), contradicted=len(contradicted))
+            seen["failed_in_a_fault"] += failed and "fault" in what
+            seen["longest_row"] = max(seen["longest_row"], rows[name])
+    return {name: dict(seen) for name, seen in sorted(found.items())}
+
+
+def impossible(path: Path) -> dict[str, int]:
+    """Recorded ticks of the kernel surface with a decision, and those of them with a distribution that the broker would
+    hold to be impossible beside its events. The host is honest: the latter is wrong evidence."""
+    model = SurfaceModel(KERNEL, detect.SURFACES[KERNEL], ModelSettings())
+    check, found = DecisionCheck(), Counter(ticks=0, impossible=0)
+    learnt = ""
+    for _, _, entry in detect.course(path):
+        here = {name: entry.observations[name] for name in detect.SURFACES[KERNEL] if name in entry.observations}
+        result = model.step(entry.index, here)
+        if model.baseline is None or result.decision is None:
+            continue
+        if model.baseline.baseline_id != learnt:
+            learnt = model.baseline.baseline_id
+            check.learn(Kept("host", learnt, model.baseline.to_json()))
+        surface = pb.Surface(name=KERNEL, decision=pb.Decision(baseline_id=result.decision.baseline_id))
+        for name, p in result.distributions.items():
+            shown = p.astype("<f4").tobytes()
+            surface.observations.add(vantage=name, events=result.events[name], distribution=shown)
+        found.update(ticks=1, impossible=int(check.conserves("host", surface) is not True))
+    return dict(found)
 
 
 class Said(NamedTuple):
@@ -198,17 +248,15 @@ def lie(strategy: str, ticks: np.ndarray, f: int, law: np.ndarray, old: np.ndarr
     return told
 
 
-def _case(
-    judges: Mapping[str, Judge], made: Callable[[int], np.ndarray], f: int, episodes: int, fault: bool
-) -> dict[str, Any]:
-    """Rates over episodes, the first f hosts lying. fault: the others are ill, so an alarm is what should come."""
+def rates(judges: Mapping[str, Judge], case: Case, episodes: int) -> dict[str, Any]:
+    """Rates over episodes. Where the others are ill an alarm is what should come, else that a liar is named."""
     found: dict[str, Any] = {}
     for name, judge in judges.items():
         caught, delays, right, wrong, accused_wrongly = 0, [], 0, 0, 0
         for episode in range(episodes):
-            said = list(settled(judge, made(episode)))
-            liars = frozenset(range(f))
-            at = next((t for t, one in enumerate(said) if (one.alarm if fault else one.named & liars)), None)
+            said = list(settled(judge, case.made(episode)))
+            liars = frozenset(range(case.f))
+            at = next((t for t, one in enumerate(said) if (one.alarm if case.fault else one.named & liars)), None)
             caught += at is not None
             delays += [] if at is None else [at + 1]
             named = frozenset().union(*(one.named for one in said))
@@ -226,13 +274,22 @@ def _case(
 def run(given: argparse.Namespace) -> Result:
     episodes = given.episodes or (20 if given.full else 5)
     with threadpool_limits(1):
-        result = _study(recorded(given.recording), episodes)
+        result = _study(recorded(given.recording), witnessed(given.recording), impossible(given.recording), episodes)
     if given.plot:
         given.plot.write_text(drawn(result.details["table"]))
     return result
 
 
-def _study(source: Recorded, episodes: int) -> Result:
+def _study(
+    source: Recorded, checks: Mapping[str, Mapping[str, int]], events: Mapping[str, int], episodes: int
+) -> Result:
+    for name, seen in checks.items():
+        done = f"{seen['checked']} of {seen['ticks']} ticks"
+        failed = f"{seen['failed']} ({seen['failed_in_a_fault']} in a fault)"
+        rows = f"in a row {seen['longest_row']}, contradicted in {seen['contradicted']}"
+        print(f"{name:9} checks done in {done}, failed in {failed}, {rows}")
+    print(f"distributions that their events cannot give: in {events['impossible']} of {events['ticks']} ticks")
+    wrongly = events["impossible"] + sum(seen["contradicted"] for seen in checks.values())
     stretches = {name: len(part) for name, part in source._asdict().items()}
     disagreed = {name: int(part[..., -1].sum()) for name, part in source._asdict().items()}
     print(f"stretches of {STRETCH} ticks: {stretches}; ticks in which the witness disagreed: {disagreed}")
@@ -246,23 +303,41 @@ def _study(source: Recorded, episodes: int) -> Result:
     details = {
         "conditions": f"{episodes} episodes of {EPISODE} ticks a case; stretches {stretches}",
         "witness_disagreed": disagreed,
+        "own_checks": checks,
+        "distributions": events,
         "point_mass_caught_at_least": min(cases["point"]["fleet"]["caught"] for cases in table.values()),
         "source_accuses_an_honest_fault_at_least": min(seeds),
         "table": table,
     }
     unit = "share of episodes in which the fleet decision accuses an honest host"
-    return Result(accused, unit, 0.0, accused == 0.0 and details["point_mass_caught_at_least"] >= 0.95, details)
+    holds = accused == 0.0 and not wrongly and details["point_mass_caught_at_least"] >= 0.95
+    return Result(accused, unit, 0.0, holds, details)
 
 
-def _cases(source: Recorded, hosts: int, f: int, episodes: int) -> dict[str, Any]:
-    window = hosts_ticks(np.random.default_rng((hosts, f)), source.calibration, hosts, CALIBRATION)[..., :-1]
-    law = window.mean(axis=(0, 1))
-    judges = {
-        "mean": by_source(window, f, "mean", mcd=False),
-        "median": by_source(window, f, "median", mcd=False),
-        "mcd": by_source(window, f, "mean", mcd=True),
-        "fleet": by_fleet(window, f),
-    }
+JUDGES: Mapping[str, Callable[[np.ndarray, int], Judge]] = {
+    "mean": partial(by_source, centre="mean", mcd=False),
+    "median": partial(by_source, centre="median", mcd=False),
+    "mcd": partial(by_source, centre="mean", mcd=True),
+    "fleet": by_fleet,
+}
+
+
+class Case(NamedTuple):
+    """made: ticks (T, N, A + 1) of an episode. f: how many of the first hosts lie. fault: the others are ill."""
+
+    made: Callable[[int], np.ndarray]
+    f: int
+    fault: bool
+
+
+def calibration(source: Recorded, hosts: int, f: int) -> np.ndarray:
+    """Quiet ticks (CALIBRATION, N, A) that the judges learn from."""
+    return hosts_ticks(np.random.default_rng((hosts, f)), source.calibration, hosts, CALIBRATION)[..., :-1]
+
+
+def cases_of(source: Recorded, hosts: int, f: int) -> dict[str, Case]:
+    """What is judged, by name."""
+    law = calibration(source, hosts, f).mean(axis=(0, 1))
 
     def of(pool: np.ndarray, seed: int) -> np.ndarray:
         return hosts_ticks(np.random.default_rng((hosts, seed)), pool, hosts, EPISODE)
@@ -277,15 +352,20 @@ def _cases(source: Recorded, hosts: int, f: int, episodes: int) -> dict[str, Any
         return lie(strategy, true, f, law, of(source.judged, seed))
 
     honest = {
-        "honest, quiet": _case(judges, partial(of, source.judged), 0, episodes, fault=False),
-        "honest, one local fault": _case(judges, one_ill, 0, episodes, fault=False),
-        "honest, all weakly ill": _case(judges, partial(of, source.weak), 0, episodes, fault=True),
+        "honest, quiet": Case(partial(of, source.judged), 0, fault=False),
+        "honest, one local fault": Case(one_ill, 0, fault=False),
+        "honest, all weakly ill": Case(partial(of, source.weak), 0, fault=True),
     }
     lies = {
-        strategy: _case(judges, partial(told, strategy), f, episodes, fault=strategy in FAULT_LIES)
-        for strategy in QUIET_LIES + FAULT_LIES
+        strategy: Case(partial(told, strategy), f, fault=strategy in FAULT_LIES) for strategy in QUIET_LIES + FAULT_LIES
     }
     return honest | lies
+
+
+def _cases(source: Recorded, hosts: int, f: int, episodes: int) -> dict[str, Any]:
+    window = calibration(source, hosts, f)
+    judges = {name: made(window, f) for name, made in JUDGES.items()}
+    return {name: rates(judges, case, episodes) for name, case in cases_of(source, hosts, f).items()}
 
 
 def _print(title: str, cases: Mapping[str, Any]) -> None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One tick of a fleet of 10,000 hosts at the broker, from what they said to who is named, on one core.
 
-Six kinds of vantage. A tick is: the table of own distances from every host's dictionary, sum and maximum over the three
-removals, p-values, phases, sources and labels, the settling over ticks, and C_2^gm of every kind's distributions about
-a geometric median that starts from the last tick's. f is 1, 1 % and a third of the fleet. Beside it the decision alone
+Six kinds of vantage. A tick is: the table of own distances from every host's packed observations, whose checks fail,
+sum and maximum over the three removals, p-values, phases, sources and labels, the settling over ticks, and C_2^gm of
+every kind's standing distributions, ours and the seed's, about a geometric median that starts from the last tick's. One
+host in a hundred has a check that fails. f is 1, 1 % and a third of the fleet. Beside it the decision alone
 and the same statistics by sorting Python lists. Times are CPU times of the thread, because the host may be shared; the
 wall-clock time of a tick is reported with them.
 """
@@ -20,7 +21,10 @@ from typing import Any
 import numpy as np
 
 from bench.harness import Result
+from mvps.broker.bundle import Observed
+from mvps.broker.observed import COLUMNS, LABELS, OWN_DISTANCE, VIOLATED, StandingLaws, TickSaid
 from mvps.robust import fleet
+from mvps.robust.disagreement import Disagreement
 
 SUMMARY = "ms of CPU per fleet tick at 10,000 vantages, decision and coherence of six kinds"
 BAR_MS = 50.0
@@ -28,6 +32,7 @@ HOSTS = 10_000
 KINDS = ("mm", "blk", "sock", "sched", "irq", "path")
 LAW = (0.93, 0.03, 0.02, 0.01, 0.005, 0.005)
 _CALIBRATION = 120
+PERIOD_NS = 10**9
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +45,15 @@ class _Tick:
     def __init__(self, rng: np.random.Generator, hosts: list[str]) -> None:
         z = rng.standard_normal((HOSTS, len(KINDS)))
         z[17, 2] = 90.0
-        self.said = [(host, dict(zip(KINDS, row, strict=True))) for host, row in zip(hosts, z.tolist(), strict=True)]
-        self.laws = [rng.multinomial(300, LAW, HOSTS) / 300 for _ in KINDS]
+        rows = np.zeros((HOSTS, len(KINDS), COLUMNS))
+        rows[..., OWN_DISTANCE], rows[..., 1], rows[..., 2], rows[..., LABELS] = z, 300.0, 2.0, len(LAW)
+        rows[::100, :, VIOLATED] = 1.0
+        laws = (rng.multinomial(300, LAW, (HOSTS, len(KINDS))) / 300).astype("<f4")
+        names = "\n".join(KINDS).encode()
+        self.said = [
+            (host, Observed(names, row.tobytes(), law.tobytes(), PERIOD_NS))
+            for host, row, law in zip(hosts, rows, laws, strict=True)
+        ]
 
 
 def by_lists(z: np.ndarray, f: int) -> list[tuple[float, float, float, float]]:
@@ -62,18 +74,25 @@ def _measure(f: int, ticks: int, hosts: list[str]) -> dict[str, Any]:
     evidence = np.zeros(HOSTS, dtype=np.intp)
     settled = [fleet.Settled() for _ in KINDS]
     weights: list[np.ndarray | None] = [None] * len(KINDS)
+    failing = [Disagreement(f) for _ in KINDS]
+    standing = [StandingLaws(HOSTS) for _ in KINDS]
     whole, wall, decision, lists, steps = [], [], [], [], []
-    for _ in range(ticks + 1):
+    for number in range(1, ticks + 2):
         tick = _Tick(rng, hosts)
         entered, begun = time.perf_counter_ns(), time.thread_time_ns()
-        z = fleet.table(hosts, KINDS, tick.said)
+        said = TickSaid(hosts, tick.said)
+        z = said.own_distances(KINDS)
+        kinds = [said.of(kind) for kind in KINDS]
+        for one, kind in zip(failing, kinds, strict=True):
+            one.step(number * PERIOD_NS, hosts, kind.host, kind.checked, kind.violated)
         tabled = time.thread_time_ns()
         decided = fleet.decide(z, evidence, baseline)
         settled = [before.step(one) for before, one in zip(settled, decided, strict=True)]
         named = time.thread_time_ns()
-        for kind, law in enumerate(tick.laws):
-            _, median = fleet.kind_coherence(law, f, start=weights[kind])
-            weights[kind] = median.weights
+        for at, kind in enumerate(kinds):
+            _, laws = standing[at].step(number * PERIOD_NS, PERIOD_NS, kind)
+            median = fleet.kind_coherence(laws, f, start=weights[at]).median
+            weights[at] = median.weights
             steps.append(median.iterations)
         done = time.thread_time_ns()
         wall.append((time.perf_counter_ns() - entered) / 1e6)

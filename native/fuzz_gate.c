@@ -25,10 +25,12 @@ static int inside(struct span outer, struct span inner)
     return !inner.size || (inner.at >= outer.at && inner.at + inner.size <= outer.at + outer.size);
 }
 
-static bool check_own_distance(void *context, struct span vantage, double distance)
+static bool check_said(void *context, const struct observation *one)
 {
     const struct span *body = context;
-    if (!inside(*body, vantage) || !isfinite(distance))
+    if (!inside(*body, one->vantage) || !inside(*body, one->distribution) || one->distribution.size % sizeof(float))
+        abort();
+    if (!isfinite(one->own_distance) || !isfinite(one->events) || !(one->violated <= one->checked))
         abort();
     return true;
 }
@@ -64,7 +66,7 @@ static void read_body(struct span body)
         abort();
     if (!first.reason && (figures.surface_count > MAX_SURFACES || !inside(body, figures.lead)))
         abort();
-    if (!first.reason && !each_own_distance(body, check_own_distance, &body))
+    if (!first.reason && !each_observation(body, check_said, &body))
         abort();
     for (uint32_t i = 0; !first.reason && i < figures.surface_count; i++)
         if (!inside(body, figures.surfaces[i].name) || !inside(body, figures.surfaces[i].farthest))

@@ -17,6 +17,8 @@
 #include "snapshot.h"
 
 #define TAG_OF_SCHEME(scheme) ((scheme) == SCHEME_HMAC_SHA256 ? TAG_BYTES : SIGNATURE_BYTES)
+// float64 of one observation in what Batch.observations gives: mvps/trust/_gate.pyi names them.
+#define OBSERVATION_FIGURES 6
 
 _Static_assert(TAG_BYTES == SHA256_DIGEST_LENGTH, "the tag of scheme 1 is a whole SHA-256 digest");
 
@@ -1054,23 +1056,68 @@ static PyObject *batch_figures(PyObject *self, PyObject *index)
     return row(state->figures_type, sizeof fields / sizeof *fields, fields);
 }
 
-static bool append_own_distance(void *context, struct span vantage, double distance)
+// What batch_observations gives back, twice walked: first for its sizes, then into their bytes.
+struct observations {
+    size_t count, names_size, laws_size;
+    uint8_t *names, *rows, *laws;
+};
+
+static bool measure_observation(void *context, const struct observation *one)
 {
-    PyObject *name = text_or_empty(vantage);
-    PyObject *pair = name ? Py_BuildValue("(Nd)", name, distance) : NULL;
-    int failed = !pair || PyList_Append(context, pair);
-    Py_XDECREF(pair);
-    return !failed;
+    struct observations *all = context;
+    all->names_size += one->vantage.size + (all->count > 0);
+    all->laws_size += one->distribution.size;
+    all->count++;
+    return true;
 }
 
-static PyObject *batch_own_distances(PyObject *self, PyObject *index)
+static bool write_observation(void *context, const struct observation *one)
+{
+    struct observations *all = context;
+    const double row[OBSERVATION_FIGURES] = {
+        one->own_distance,
+        one->events,
+        one->checked,
+        one->violated,
+        (double)one->unchanged,
+        (double)(one->distribution.size / sizeof(float)),
+    };
+    // A name holds no line end: the gate has looked.
+    if (all->count++)
+        *all->names++ = '\n';
+    memcpy(all->names, one->vantage.at, one->vantage.size);
+    all->names += one->vantage.size;
+    if (one->distribution.size)
+        memcpy(all->laws, one->distribution.at, one->distribution.size);
+    all->laws += one->distribution.size;
+    memcpy(all->rows, row, sizeof row);
+    all->rows += sizeof row;
+    return true;
+}
+
+static PyObject *batch_observations(PyObject *self, PyObject *index)
 {
     struct item *item = item_at(self, index);
     if (!item)
         return NULL;
-    PyObject *found = PyList_New(0);
-    if (found && is_accepted(item) && !each_own_distance(item->sealed.body, append_own_distance, found))
-        Py_CLEAR(found);
+    const struct span body = item->sealed.body;
+    struct observations all = {0};
+    if (is_accepted(item))
+        each_observation(body, measure_observation, &all);
+    PyObject *names = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)all.names_size);
+    PyObject *rows = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(all.count * OBSERVATION_FIGURES * sizeof(double)));
+    PyObject *laws = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)all.laws_size);
+    if (names && rows && laws && all.count) {
+        all.count = 0;
+        all.names = (uint8_t *)PyBytes_AsString(names);
+        all.rows = (uint8_t *)PyBytes_AsString(rows);
+        all.laws = (uint8_t *)PyBytes_AsString(laws);
+        each_observation(body, write_observation, &all);
+    }
+    PyObject *found = names && rows && laws ? PyTuple_Pack(3, names, rows, laws) : NULL;
+    Py_XDECREF(names);
+    Py_XDECREF(rows);
+    Py_XDECREF(laws);
     return found;
 }
 
@@ -1487,7 +1534,7 @@ static PyMethodDef batch_methods[] = {
     {"reason", batch_reason, METH_O, NULL},
     {"duplicate", batch_duplicate, METH_O, NULL},
     {"figures", batch_figures, METH_O, NULL},
-    {"own_distances", batch_own_distances, METH_O, NULL},
+    {"observations", batch_observations, METH_O, NULL},
     {"settle", (PyCFunction)(void (*)(void))batch_settle, METH_FASTCALL, NULL},
     {"runs", batch_runs, METH_NOARGS, NULL},
     {"leaves", batch_leaves, METH_NOARGS, NULL},

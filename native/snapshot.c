@@ -749,25 +749,45 @@ static int is_printable_again(void *context, struct span text)
     return 1;
 }
 
-static bool own_distance_of(struct check *check, struct span data, own_distance *found, void *context)
+static bool observation_of(struct check *check, struct span data, on_observation *found, void *context)
 {
-    struct span vantage = {NULL, 0};
-    double distance = 0.0;
+    struct observation one = {.vantage = {NULL, 0}, .distribution = {NULL, 0}};
     bool said = false;
     struct reader in = message(data, &OBSERVATION_SUMMARY);
     struct field field;
     while (next(check, &in, &field)) {
-        if (field.number == OBSERVATION_SUMMARY_VANTAGE)
-            vantage = field.data;
-        if (field.number == OBSERVATION_SUMMARY_OWN_DISTANCE) {
-            distance = real(&field);
+        switch ((enum observation_summary_field)field.number) {
+        case OBSERVATION_SUMMARY_VANTAGE:
+            one.vantage = field.data;
+            break;
+        case OBSERVATION_SUMMARY_EVENTS:
+            one.events = real(&field);
+            break;
+        case OBSERVATION_SUMMARY_CHECKED:
+            one.checked = real(&field);
+            break;
+        case OBSERVATION_SUMMARY_VIOLATED:
+            one.violated = real(&field);
+            break;
+        case OBSERVATION_SUMMARY_DISTRIBUTION:
+            one.distribution = field.data;
+            break;
+        case OBSERVATION_SUMMARY_OWN_DISTANCE:
+            one.own_distance = real(&field);
             said = true;
+            break;
+        case OBSERVATION_SUMMARY_UNCHANGED_TICKS:
+            one.unchanged = field.value;
+            break;
+        case OBSERVATION_SUMMARY_DEGRADED:
+        case OBSERVATION_SUMMARY_OBJECTS:
+            break;
         }
     }
-    return !said || found(context, vantage, distance);
+    return !said || found(context, &one);
 }
 
-bool each_own_distance(struct span body, own_distance *found, void *context)
+bool each_observation(struct span body, on_observation *found, void *context)
 {
     struct check check = {is_printable_again, NULL, false, NO_FAULT, ""};
     struct reader in = message(body, &SNAPSHOT);
@@ -777,7 +797,7 @@ bool each_own_distance(struct span body, own_distance *found, void *context)
             continue;
         struct reader surface = message(field.data, &SURFACE);
         while (next(&check, &surface, &inner))
-            if (inner.number == SURFACE_OBSERVATIONS && !own_distance_of(&check, inner.data, found, context))
+            if (inner.number == SURFACE_OBSERVATIONS && !observation_of(&check, inner.data, found, context))
                 return false;
     }
     return true;

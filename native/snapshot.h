@@ -53,10 +53,18 @@ typedef int is_printable(void *context, struct span text);
 int check_snapshot(struct span body, const struct claims *claims, is_printable *printable, void *context,
                    struct refusal *out, struct figures *figures);
 
-// One observation of an accepted body that says how far its vantage is from its own baseline. False to stop.
-typedef bool own_distance(void *context, struct span vantage, double distance);
+// One observation of an accepted body that says how far its vantage is from its own baseline. The distribution is empty
+// where none travelled; how many ticks ago it did is in `unchanged`.
+struct observation {
+    struct span vantage, distribution;
+    double own_distance, events, checked, violated;
+    uint64_t unchanged;
+};
+
+// False to stop.
+typedef bool on_observation(void *context, const struct observation *one);
 
 // Calls `found` for each of them in their order; only for a body that check_snapshot has accepted. False when stopped.
-bool each_own_distance(struct span body, own_distance *found, void *context);
+bool each_observation(struct span body, on_observation *found, void *context);
 
 #endif

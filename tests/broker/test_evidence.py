@@ -101,6 +101,40 @@ async def test_a_checkpoint_binds_root_manifest_and_distances(tmp_path: Path) ->
     log.close()
 
 
+async def test_where_the_fleet_was_decided_its_distances_are_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EvidenceLog(tmp_path)
+    evidence = Evidence(log, signing(faults=1), urls={}, period_s=NEVER)
+
+    def refuses(note: object) -> None:
+        raise EvidenceError("full")
+
+    async def bound(period_end_s: int) -> Distances | None:
+        grow(log, 1)
+        await evidence.close_bundle(period_end_s)
+        assert log.checkpoints.newest is not None
+        return parse_checkpoint(log.checkpoints.newest.text).binding.d2
+
+    for vantage, d2 in (("a", 40.0), ("b", 30.0)):
+        evidence.observe(vantage, d2)
+    evidence.observe_fleet(0.5, 12.0)
+    evidence.observe_fleet(2.5, 9.0)
+    assert await bound(10) == Distances(2.5, 12.0, of_fleet=True)
+    # Nothing of an earlier period stays, neither the fleet's nor a vantage's.
+    evidence.observe("c", 7.0)
+    assert await bound(20) == Distances(0.0, 7.0)
+    assert await bound(30) is None
+    # What could not be kept belongs to the next one.
+    evidence.observe_fleet(3.0, 4.0)
+    with monkeypatch.context() as broken:
+        broken.setattr(log.checkpoints, "append", refuses)
+        await bound(40)
+    evidence.observe_fleet(1.0, 6.0)
+    assert await bound(50) == Distances(3.0, 6.0, of_fleet=True)
+    log.close()
+
+
 async def test_checkpoints_of_a_store_that_is_written_to_meanwhile(tmp_path: Path) -> None:
     path = tmp_path / "broker.db"
     store = Store(path, retention_s=3600, max_bytes=64 << 20, segment_bytes=20_000)
@@ -152,7 +186,7 @@ async def test_what_cannot_be_kept_is_shown_and_tried_again(tmp_path: Path, monk
     await evidence.close_bundle(20)
     assert evidence.status().error == ""
     assert log.checkpoints.newest is not None
-    assert parse_checkpoint(log.checkpoints.newest.text).binding.d2 == (3.0, 3.0)
+    assert parse_checkpoint(log.checkpoints.newest.text).binding.d2 == Distances(3.0, 3.0)
     log.close()
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import stat
 import time
@@ -88,7 +89,7 @@ def test_the_fleets_decisions(url: str):
     history = History(url, retention_s=3600)
     sources = (("host=a", "LOCAL_FAULT"), ("b", "SUSPECTED_BYZANTINE"))
     rows = [
-        KindRow(NOW + tick * T, kind, 2, 5, 17.5, 0.25, 18.0, 1, 7, sources if tick else ())
+        KindRow(NOW + tick * T, kind, 2, 5, 17.5, 0.25, 18.0, 1, 7, *((0.98, -math.inf, sources) if tick else ()))
         for tick in (1, 0)
         for kind in ("blk", "mm")
     ]
@@ -141,6 +142,25 @@ def test_what_is_older_than_the_retention_goes(url: str, monkeypatch: pytest.Mon
     until(lambda: history.vantage("a", until_ns=NOW - 7000 * T) == [])
     assert len(history.vantage("a")) == 5
     history.close()
+
+
+def test_what_an_older_broker_kept_is_taken_over(tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/history.db"
+    filled(url).close()
+    with sqlite3.connect(tmp_path / "history.db") as db:
+        for column in ("c2_gm", "c2_gm_seed"):
+            db.execute(f"ALTER TABLE mvps_fleet_kinds DROP COLUMN {column}")
+        db.execute("UPDATE mvps_history SET version = 1")
+        db.execute(f"INSERT INTO mvps_fleet_kinds VALUES ({NOW}, 'mm', 2, 2, 1.5, 1.0, 2.0, 0, 7, '')")
+    for _ in range(2):
+        history = History(url, retention_s=3600)
+        assert history.kinds(until_ns=NOW) == [KindRow(NOW, "mm", 2, 2, 1.5, 1.0, 2.0, 0, 7)]
+        fresh = KindRow(NOW + T, "mm", 2, 2, 1.5, 1.0, 2.0, 0, 7, 0.97, 0.9)
+        history.put_kinds([fresh])
+        until(lambda history=history: history.status().waiting == 0)  # type: ignore[misc]
+        assert history.kinds(since_ns=NOW + 1) == [fresh]
+        assert len(history.bundles()) == 8
+        history.close()
 
 
 def test_another_schema_is_refused_and_says_what_to_do(tmp_path: Path):

@@ -7,11 +7,14 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from wire_samples import Host, broker_epochs, message, new_host, snapshot
 
 from mvps.broker.admission import Admission
 from mvps.broker.recheck import DecisionCheck, Rechecker
 from mvps.broker.store import CounterKey, Kept
+from mvps.coherence.alphabet import distribution
 from mvps.coherence.model import ModelSettings, SurfaceModel
 from mvps.coherence.observation import HIST_BINS, Observation, Scale
 from mvps.trust.replay import Window
@@ -107,13 +110,54 @@ def test_without_the_vantages_own_baseline_nothing_is_said(model: SurfaceModel) 
     assert check.agrees("host-2", surface) is None
 
 
+def test_an_honest_distribution_conserves_its_events_whatever_happened(model: SurfaceModel) -> None:
+    check = DecisionCheck([kept(model)])
+    for worse in (0.2, 1.0, 1.5, 8.0, 300.0):
+        assert check.conserves("host-1", reported(model, worse)) is True
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(0, 1e7), min_size=6, max_size=6))
+def test_counts_of_any_size_pass(model: SurfaceModel, counts: list[float]) -> None:
+    """Through the alphabet's own formula and float32, as they travel."""
+    assert model.baseline is not None
+    law = model.baseline.law_array[0]
+    p = distribution(np.array(counts), law, model.baseline.pseudo_count).astype("<f4")
+    surface = reported(model, 1.0)
+    surface.observations[0].events, surface.observations[0].distribution = sum(counts), p.tobytes()
+    assert DecisionCheck([kept(model)]).conserves("host-1", surface) is True
+
+
+def test_events_that_a_distribution_cannot_come_from_show(model: SurfaceModel) -> None:
+    check = DecisionCheck([kept(model)])
+    for events, p in (
+        (0.0, [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]),  # a silent vantage shows its law
+        (5.0, [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]),  # five events leave two thirds of the law where they were
+        (1000.0, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]),
+    ):
+        surface = reported(model, 1.0)
+        surface.observations[1].events = events
+        surface.observations[1].distribution = np.array(p, "<f4").tobytes()
+        assert check.conserves("host-1", surface) is False
+    surface = reported(model, 1.0)
+    for observation in surface.observations:
+        observation.ClearField("distribution")
+    assert check.conserves("host-1", surface) is None
+    assert check.conserves("host-2", reported(model, 1.0)) is None
+    surface.ClearField("decision")
+    assert check.conserves("host-1", surface) is None
+
+
 class Looked:
-    """A rechecker with what it was offered."""
+    """A rechecker with what it was offered. found, impossible: whose decision, whose distribution is wrong."""
 
     def __init__(self, model: SurfaceModel, share: float = 1.0) -> None:
         self.host: Host = new_host()
         self.found: list[CounterKey] = []
-        self.checks = Rechecker([kept(model)], share=share, on_mismatch=self.found.append)
+        self.impossible: list[CounterKey] = []
+        self.checks = Rechecker(
+            [kept(model)], share=share, on_mismatch=self.found.append, on_impossible=self.impossible.append
+        )
         self._decides = Admission(broker_epochs(self.host.site), Window(), max_vantages=1)
 
     def offer(self, *surfaces: pb.Surface) -> None:
@@ -142,7 +186,17 @@ async def test_a_mismatch_is_flagged_after_the_snapshot_was_accepted(model: Surf
     assert looked.found == []
     await looked.until_idle()
     assert looked.found == [("host-1", looked.host.epoch_id, 1, looked.host.counter.value - 1)]
-    assert looked.checks.decisions == {"checked": 2, "mismatch": 1, "unchecked": 0}
+    assert looked.checks.decisions == {"checked": 2, "mismatch": 1, "impossible": 0, "unchecked": 0}
+
+
+async def test_a_distribution_that_its_events_cannot_give_is_told_once(model: SurfaceModel) -> None:
+    looked = Looked(model)
+    bad = reported(model, 1.0)
+    bad.observations[0].events = 3
+    looked.offer(reported(model, 8.0), bad)
+    await looked.until_idle()
+    assert looked.impossible == [("host-1", looked.host.epoch_id, 1, looked.host.counter.value - 1)]
+    assert looked.checks.decisions["impossible"] == 1
 
 
 async def test_what_is_not_looked_at_is_counted_and_drawn_by_chance(
@@ -158,7 +212,7 @@ async def test_what_is_not_looked_at_is_counted_and_drawn_by_chance(
         looked.offer(*[bad] * 6)  # two too many
         looked.offer(bad)  # takes the place of another
         await looked.until_idle()
-        assert looked.checks.decisions == {"checked": 4, "mismatch": 4, "unchecked": 3}
+        assert looked.checks.decisions == {"checked": 4, "mismatch": 4, "impossible": 0, "unchecked": 3}
         chosen.add(tuple(sorted(counter for *_, counter in looked.found)))
     assert len(chosen) > 1
     assert any((1 << 32) + 6 in each for each in chosen)

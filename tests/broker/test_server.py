@@ -17,6 +17,7 @@ from talking import ACCEPTED, DUPLICATE, NONCE, acks_of, batch, exchange, runnin
 from tests.waiting import comes_true
 from wire_samples import SECOND, Host, new_host, now_tick, snapshot
 
+from mvps.robust.fleet import Evidence
 from mvps.trust.limits import MAX_BATCH_ITEMS, NONCE_BYTES
 from mvps.trust.reasons import RejectReason
 from mvps.trust.seal import Lane, Sealed, parse_header
@@ -46,6 +47,7 @@ async def test_accepted_duplicate_equivocation_replay(tmp_path: Path) -> None:
             "rejected.replayed": 1,
             "decisions.checked": 0,
             "decisions.mismatch": 0,
+            "decisions.impossible": 0,
             "decisions.unchecked": 0,
             "commit_failures": 0,
         }
@@ -273,6 +275,8 @@ async def test_a_mismatch_is_counted_after_the_answer_and_shown(tmp_path: Path) 
                 await asyncio.sleep(0.01)
         (vantage,) = (await stub.ListVantages(pb.ListVantagesRequest())).vantages
         assert vantage.decision_mismatches == 1
+        broker._impossible(("host-1", header.epoch_id, header.lane, header.counter))
+        assert set(broker.fleet_watch._noted["host-1"]) == {Evidence.DECISION, Evidence.CONSERVATION}
 
 
 async def test_state_survives_a_restart(tmp_path: Path) -> None:

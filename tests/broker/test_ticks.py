@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from tests.waiting import comes_true
-from wire_samples import SECOND, Host, now_tick, settings, snapshot
+from wire_samples import SECOND, Host, Seen, now_tick, packed, settings, snapshot
 
-from mvps.broker.bundle import Status
+from mvps.broker.bundle import NOT_OBSERVED, Status
 from mvps.broker.server import Broker
 from mvps.broker.ticks import figures_of, severity
 from mvps.stream.client import StreamClient
@@ -50,7 +50,7 @@ async def test_two_hosts_make_a_complete_bundle_and_one_host_one_with_a_name_mis
             ("host-2", Status.MISSING),
         ]
         assert partial.vantage_id == "host-2"
-        assert reports[0].figures == (pb.PHASE_BAU, "kernel", 1.5, 1.2, "", ())
+        assert reports[0].figures == (pb.PHASE_BAU, "kernel", 1.5, 1.2, "", NOT_OBSERVED)
     finally:
         for client in clients:
             await asyncio.to_thread(client.stop)
@@ -122,8 +122,10 @@ def test_the_worst_surface_speaks_for_the_snapshot() -> None:
     paths = gate.SurfaceFigures("dataplane", pb.PHASE_ALARM, 0.5, 9.0, "path")
     calibrating = gate.SurfaceFigures("fleet", 0, 0.0, 12.0, "")
     said = gate.Figures(SECOND, 0, "path", (kernel, paths, calibrating))
-    assert figures_of(said, [("mm", 1.2)]) == (pb.PHASE_ALARM, "dataplane", 1.5, 12.0, "path", (("mm", 1.2),))
-    assert figures_of(gate.Figures(SECOND, 0, "", (calibrating,))) == (pb.PHASE_CALIBRATING, "", 0.0, 12.0, "", ())
+    observed = packed(Seen("mm", 1.2))
+    assert figures_of(said, observed) == (pb.PHASE_ALARM, "dataplane", 1.5, 12.0, "path", observed)
+    nothing = (pb.PHASE_CALIBRATING, "", 0.0, 12.0, "", NOT_OBSERVED)
+    assert figures_of(gate.Figures(SECOND, 0, "", (calibrating,))) == nothing
 
 
 def test_every_phase_has_a_rank_of_its_own() -> None:

@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from mvps.broker.bundle import Observed
 from mvps.broker.settings import BrokerSettings
 from mvps.broker.store import Parcel, Row
 from mvps.trust.epochs import Epochs
@@ -79,6 +81,26 @@ def snapshot(vantage_id: str = "host-1", tick: int | None = None) -> pb.Snapshot
         surfaces=[surface],
         losses=pb.LossTotals(by_cause={"blk.objects_full": 3}),
     )
+
+
+class Seen(NamedTuple):
+    """One observation as the fleet's decision reads it."""
+
+    name: str
+    own_distance: float = 0.0
+    events: float = 100.0
+    checked: float = 0.0
+    violated: float = 0.0
+    unchanged: int = 0
+    law: tuple[float, ...] = ()
+
+
+def packed(*seen: Seen, period_ns: int = SECOND) -> Observed:
+    """As native/gate.c packs them; test_gate.py in tests/trust holds it to it."""
+    rows = [(o.own_distance, o.events, o.checked, o.violated, float(o.unchanged), float(len(o.law))) for o in seen]
+    laws = [struct.pack(f"<{len(one.law)}f", *one.law) for one in seen]
+    names = "\n".join(one.name for one in seen).encode()
+    return Observed(names, b"".join(struct.pack("<6d", *row) for row in rows), b"".join(laws), period_ns)
 
 
 @dataclass

@@ -259,28 +259,6 @@ def test_sign_refuses_a_draft_whose_overlap_is_over_and_can_let_it_begin_now(sit
     assert (two.retire_s - two.from_s, two.until_s - two.from_s) == (600, 9000 * 86400)
 
 
-def test_quarantine_and_release_in_drafts(site: Site) -> None:
-    site.new("--faults", "1")
-    site.approve(1, "host-a", "host-b", "host-c", "host-d")
-    site.sign(1)
-    site.next(2)
-    done = mvps("epoch", "quarantine", site["2.draft"], "host-b")
-    assert (done.returncode, done.stdout) == (exits.OK, "quarantined: host-b; 3 vantages are left\n")
-    assert site.sign(2).quarantined == ("host-b",)
-    site.next(3)
-    assert mvps("epoch", "quarantine", site["3.draft"], "host-c").returncode == exits.OK
-    words = ("epoch", "sign", site["3.draft"], "--key", site["operator.key"], "--previous", site["2.manifest"])
-    refused = mvps(*words, "--out", site["3.manifest"])
-    assert refused.returncode == exits.USAGE
-    assert "f must be less than half" in refused.stderr
-    assert mvps("epoch", "release", site["3.draft"], "host-b").stdout == "quarantined: host-c; 3 vantages are left\n"
-    done = mvps(*words, "--out", site["3.manifest"])
-    assert done.returncode == exits.OK
-    assert "quarantined: host-c" in done.stdout + done.stderr
-    assert "released: host-b" in done.stdout + done.stderr
-    assert mvps("epoch", "release", site["3.draft"], "host-b").returncode == exits.USAGE
-
-
 def test_a_revoked_host_can_come_back_with_another_key(site: Site) -> None:
     site.new()
     site.approve(1, "host-a", "host-b")

@@ -17,10 +17,12 @@ from mvps.broker.process import EmbeddedBroker
 from mvps.broker.settings import BrokerSettings
 from mvps.cli import exits
 from mvps.cli.fleet import _time as cli_time
+from mvps.cli.fleet import _troubles
 from mvps.cli.main import main
 from mvps.trust.keys import Kind, SecretKey
 from mvps.trust.manifest import Profile, sign_manifest
 from mvps.trust.solo import make_site
+from mvps.v1 import stream_pb2
 
 
 @pytest.fixture
@@ -70,6 +72,15 @@ def test_a_full_store_says_how_long_it_keeps(arena: Arena, capsys: pytest.Captur
     said = capsys.readouterr().out
     assert f"keeps everything since {cli_time(store.backfill_from_ns // 10**9 * 10**9)}\n" in said
     assert "! store: full, it keeps 1.5 h of 24.0 h and has removed 7 snapshots early: raise database_max_mib" in said
+
+
+def test_the_fleets_file_and_impossible_distributions_are_troubles() -> None:
+    state = stream_pb2.FleetState(baselines_error="broker.db.fleet holds no fleet baselines")
+    info = stream_pb2.ServerInfo(distributions_impossible=3, fleet=state)
+    assert _troubles(info, stream_pb2.ListVantagesResponse()) == [
+        "3 snapshots had a distribution that the events beside it cannot have given",
+        "fleet baselines: broker.db.fleet holds no fleet baselines",
+    ]
 
 
 def test_no_broker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

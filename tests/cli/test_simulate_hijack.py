@@ -94,3 +94,16 @@ def test_without_the_brokers_packages_it_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == exits.NOT_PERMITTED
     assert "pip install 'mvps[broker]'" in done.stderr
+
+
+def test_without_a_file_it_is_the_graph_that_ships(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mvps.robust.as_graph.synthetic_internet", lambda *_: pytest.fail("made up anew"))
+    assert main(["simulate", "hijack", "--runs", "5", "--json"]) == exits.OK
+    first = json.loads(capsys.readouterr().out)["cascade"]
+    assert first["ases"] == 400
+    assert main(["simulate", "hijack", "--runs", "5", "--seed", "3", "--json"]) == exits.OK
+    other = json.loads(capsys.readouterr().out)["cascade"]
+    assert [other[name] for name in ("ases", "links", "rate")] == [first[name] for name in ("ases", "links", "rate")]
+    monkeypatch.undo()
+    assert main(["simulate", "hijack", "--ases", "60", "--runs", "5", "--json"]) == exits.OK
+    assert json.loads(capsys.readouterr().out)["cascade"]["ases"] == 60

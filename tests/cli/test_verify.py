@@ -7,12 +7,14 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trust.audit_samples import Site, usual
+from tests.trust.audit_samples import START, Site, usual
 
+from mvps.trust.checkpoint import Distances
 from mvps.trust.evidence_log import LogFiles
 from mvps.trust.note import ED25519, NoteKey
 
@@ -26,10 +28,10 @@ def mvps(*words: object) -> subprocess.CompletedProcess[str]:
 class Case:
     """A site's log, and what an auditor was given."""
 
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, tmp_path: Path, made: Callable[[Path], Site] = usual) -> None:
         self.tmp_path = tmp_path
         self.log = tmp_path / "broker.db.evidence"
-        self.site: Site = usual(self.log)
+        self.site: Site = made(self.log)
         (tmp_path / "manifests").mkdir()
         (tmp_path / "manifests/1.manifest").write_bytes(self.site.signed_manifest())
         (tmp_path / "operator.pub").write_text(self.site.operator.public.text + "\n")
@@ -54,6 +56,7 @@ def test_a_log_that_holds(case: Case) -> None:
     assert done.stdout.endswith("everything holds\n")
     assert "origin     site-1\nsigned     12 leaves" in done.stdout
     assert "cosigned   12 leaves, by w0.example, w1.example, w2.example\n" in done.stdout
+    assert "distances  D^2_minimax 2.00, D^2_max 3.00, of the vantages\n" in done.stdout
     assert "on disk    12 leaves from 0, 3 checkpoints\n" in done.stdout
     # The database's name is enough, whether it is there or not.
     assert case.verify(case.tmp_path / "broker.db").stdout == done.stdout
@@ -66,6 +69,21 @@ def test_as_json(case: Case) -> None:
     (snapshot,) = found["snapshots"]
     assert (snapshot["vantage"], snapshot["counter"], snapshot["leaf"], snapshot["epoch"]) == ("host-c", 3, 8, 1)
     assert snapshot["seal"] == "holds: the vantage's key signed it"
+
+
+def test_distances_of_the_fleets_decision_say_so(tmp_path: Path) -> None:
+    def made(folder: Path) -> Site:
+        site = Site(folder, d2=Distances(0.5, 17.25, of_fleet=True))
+        site.grow("host-a", "host-b")
+        site.checkpoint(START + 10, 0, 1)
+        site.log.close()
+        return site
+
+    case = Case(tmp_path, made)
+    done = case.verify(case.log)
+    assert done.returncode == 0
+    assert "distances  D^2_minimax 0.50, D^2_max 17.25, of the fleet\n" in done.stdout
+    assert case.json(case.log)["distances"] == {"of": "fleet", "minimax": 0.5, "max": 17.25}
 
 
 def test_something_wrong_is_named_and_exits_with_1(case: Case) -> None:

@@ -11,7 +11,7 @@ from sklearn.covariance import MinCovDet
 from mvps.coherence.distance import phi_d
 from mvps.coherence.special import hotelling_limit
 from mvps.robust import scatter as scatter_module
-from mvps.robust.scatter import fit_scatter, null_law
+from mvps.robust.scatter import fit_scatter, hardin_rocke_law, null_law
 
 SIGMA = np.array([[1.0, 0.6, 0.0], [0.6, 2.0, 0.3], [0.0, 0.3, 0.5]])
 FLOOR = np.full(3, 1e-9)
@@ -166,3 +166,50 @@ def test_what_the_source_says_about_the_bias():
     """001 sec. 13.2: "< 0.007" for f_cal = .1 T, T = 1800 is sqrt(.1/T); its own bound sqrt(f_cal/T) is .316."""
     assert math.sqrt(0.1 / 1800) == pytest.approx(0.0075, abs=1e-4)
     assert math.sqrt(0.1 * 1800 / 1800) == pytest.approx(0.316, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("axes", "published"), [(2, 5.315887967418165), (3, 4.261476109014215), (4, 3.690568685236717)]
+)
+def test_hardin_and_rockes_law_is_the_published_one(axes: int, published: float):
+    """F quantiles at .993 for n = 1000 that the R package fdaoutlier tests its own implementation of the paper with
+    (tests/testthat, hardin_factor_numeric(1000, p)$factor2): they fix the degrees of freedom."""
+    law = hardin_rocke_law(1000, axes)
+    assert stats.f.ppf(0.993, axes, law.dof) == pytest.approx(published, rel=1e-9)
+    assert law.limit(0.993) == pytest.approx(axes * (law.dof + axes - 1) / law.dof * published)
+
+
+def raw_consistent(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """scikit-learn's raw MCD, consistent for Gaussian ticks, and the ticks that are in it."""
+    found = MinCovDet(random_state=0).fit(x)
+    n, p = x.shape
+    kept = ((n + p + 1) // 2) / n
+    factor = kept / stats.chi2.cdf(stats.chi2.ppf(kept, p), p + 2)
+    inside = x[found.raw_support_]
+    return inside.mean(axis=0), factor * np.cov(inside, rowvar=False, bias=True), found.raw_support_
+
+
+def test_it_describes_the_raw_scatter_which_ours_is_not():
+    """Ticks outside the subset, n = 100 and p = 3: beyond the paper's 5 % limit are 2 to 8 % of all ticks, and a third
+    more beyond the chi-square limit. Our reweighted scatter needs lower limits, and has its own law."""
+    n, p, level = 100, 3, 0.95
+    law = hardin_rocke_law(n, p)
+    rng = np.random.default_rng(8)
+    beyond = plain = 0
+    for _ in range(150):
+        x = rng.normal(size=(n, p))
+        location, scatter, inside = raw_consistent(x)
+        d2 = np.einsum("ti,ij,tj->t", x - location, np.linalg.inv(scatter), x - location)[~inside]
+        beyond += int((d2 > law.limit(level)).sum())
+        plain += int((d2 > stats.chi2.ppf(level, p)).sum())
+    assert 0.02 < beyond / (150 * n) < 0.08
+    assert plain > 1.33 * beyond
+    assert stats.chi2.ppf(level, p) < null_law(n, p).limit(level) < law.limit(level)
+
+
+def test_without_degrees_of_freedom_there_is_no_law():
+    with pytest.raises(ValueError, match="needs more than 8 ticks for 4 axes"):
+        hardin_rocke_law(8, 4)
+    limits = [hardin_rocke_law(n, 3).limit(0.99) for n in (30, 60, 100, 300, 1000, 10_000)]
+    assert limits == sorted(limits, reverse=True)
+    assert limits[-1] == pytest.approx(stats.chi2.ppf(0.99, 3), rel=0.02)

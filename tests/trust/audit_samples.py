@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mvps.trust.checkpoint import Binding, Checkpoint, worst_case
+from mvps.trust.checkpoint import Binding, Checkpoint, Distances
 from mvps.trust.evidence_log import EvidenceLog, leaf_of
 from mvps.trust.keys import Kind, SecretKey
 from mvps.trust.manifest import Broker, Manifest, Profile, Vantage, sign_manifest
@@ -30,6 +30,7 @@ class Site:
     witnesses: list[SecretKey] = field(default_factory=lambda: [SecretKey(os.urandom(32), Kind.WITNESS) for _ in "123"])
     hosts: dict[str, SecretKey] = field(default_factory=dict)
     quorum: int = 2
+    d2: Distances = field(default_factory=lambda: Distances(2.0, 3.0))
 
     def __post_init__(self) -> None:
         self.hosts = {name: SecretKey(os.urandom(32), Kind.HOST) for name in HOSTS}
@@ -68,7 +69,7 @@ class Site:
 
     def note(self, at_s: int, cosigners: Sequence[int], head: TreeHead | None = None) -> Note:
         """A checkpoint over the log, or over ``head``."""
-        binding = Binding(at_s, self.manifest.digest, worst_case([1.0, 2.0, 3.0], 1))
+        binding = Binding(at_s, self.manifest.digest, self.d2)
         text = Checkpoint("site-1", *(head or self.log.head), binding.lines).text
         signatures: list[NoteSignature] = [sign_note(text, "site-1", self.broker.sign, self.broker.public.ed25519)]
         for number in cosigners:

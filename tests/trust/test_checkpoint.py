@@ -67,6 +67,9 @@ def test_the_lines_of_a_broker() -> None:
         "mvps-manifest AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
         "mvps-d2 1.5 12.25",
     )
+    fleet = BINDING._replace(d2=Distances(1.5, 12.25, of_fleet=True))
+    assert fleet.lines == (*BINDING.lines[:2], "mvps-fleet-d2 1.5 12.25")
+    assert Checkpoint("x", 0, EMPTY_ROOT, fleet.lines).binding == fleet != BINDING
     assert Binding(0, None, None).lines == ("mvps-bundle 1970-01-01T00:00:00Z", "mvps-manifest none", "mvps-d2 none")
 
 
@@ -76,7 +79,8 @@ DISTANCES = st.floats(0, allow_nan=False)
 @given(
     st.integers(0, 253_402_300_799),
     st.none() | st.binary(min_size=32, max_size=32),
-    st.none() | st.tuples(DISTANCES, DISTANCES).map(lambda pair: Distances(min(pair), max(pair))),
+    st.none()
+    | st.tuples(DISTANCES, DISTANCES, st.booleans()).map(lambda d: Distances(min(d[:2]), max(d[:2]), of_fleet=d[2])),
 )
 def test_bindings_round_trip(period_end_s: int, manifest: bytes | None, d2: Distances | None) -> None:
     binding = Binding(period_end_s, manifest, d2)
@@ -99,6 +103,9 @@ def test_bindings_round_trip(period_end_s: int, manifest: bytes | None, d2: Dist
         ("1.5 12.25", "-1.0 2.0"),
         ("1.5 12.25", "1.5 2.0 3.0"),
         ("mvps-d2", "mvps-d3"),
+        ("mvps-d2 1.5 12.25", "mvps-fleet-d2 none"),
+        ("mvps-d2 1.5 12.25", "mvps-fleet-d2 12.25 1.5"),
+        ("mvps-d2 1.5 12.25", "mvps-fleet-d2 1.5 12.25 1"),
     ],
 )
 def test_lines_that_are_not_a_brokers(old: str, new: str) -> None:
@@ -113,12 +120,12 @@ def test_lines_that_are_not_a_brokers(old: str, new: str) -> None:
 def test_the_pair_is_that_of_all_removals(d2: list[float], f: int) -> None:
     removals = itertools.chain.from_iterable(itertools.combinations(range(len(d2)), k) for k in range(f + 1))
     kept = [max((v for i, v in enumerate(d2) if i not in removed), default=0.0) for removed in removals]
-    assert worst_case(d2, f) == (min(kept), max(d2))
+    assert worst_case(d2, f) == Distances(min(kept), max(d2))
 
 
 def test_nobody_reported() -> None:
     assert worst_case([], 1) is None
-    assert worst_case([math.inf, 2.0], 1) == (2.0, math.inf)
+    assert worst_case([math.inf, 2.0], 1) == Distances(2.0, math.inf)
 
 
 def proof(leaves: int, index: int) -> InclusionProof:

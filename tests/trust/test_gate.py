@@ -1644,26 +1644,39 @@ def test_figures_are_what_the_body_says() -> None:
     assert batch.body(0) == snapshot.SerializeToString()
 
 
-def test_own_distances_are_what_the_body_says() -> None:
+def test_observations_are_what_the_body_says() -> None:
     snapshot = sample()
     more = snapshot.surfaces.add(name="dataplane", vector=pb.CoherenceVector(s=2.5))
-    more.observations.add(vantage="path", own_distance=-0.25)
-    more.observations.add(vantage="blind")
-    more.observations.add(vantage="größer", own_distance=0.0)
-    said = [
-        (seen.vantage, seen.own_distance)
-        for surface in snapshot.surfaces
-        for seen in surface.observations
-        if seen.HasField("own_distance")
-    ]
-    assert ("größer", 0.0) in said
+    more.observations.add(vantage="path", own_distance=-0.25, events=7.0, checked=3.0, violated=2.0)
+    more.observations.add(vantage="blind", distribution=struct.pack("<3f", 0.25, 0.25, 0.5))
+    more.observations.add(vantage="größer", own_distance=0.0, distribution=struct.pack("<3f", 0.0, 0.25, 0.75))
+    quiet = snapshot.surfaces.add(name="calm")
+    quiet.decision.CopyFrom(sample().surfaces[0].decision)
+    quiet.decision.phase = quiet.decision.raw_phase = pb.PHASE_BAU
+    quiet.observations.add(vantage="mm", own_distance=0.5, unchanged_ticks=9)
+    said = [seen for surface in snapshot.surfaces for seen in surface.observations if seen.HasField("own_distance")]
+    assert {"path", "größer"} < {seen.vantage for seen in said}
     batch = counting().judge(
         envelope(sealed(body=snapshot.SerializeToString()), sealed(body=b"\xff", counter=U64)), b"", NOW
     )
-    assert batch.own_distances(0) == said
-    assert batch.own_distances(1) == []
+    names, figures, laws = batch.observations(0)
+    assert names.decode().split("\n") == [seen.vantage for seen in said]
+    assert list(struct.iter_unpack("<6d", figures)) == [
+        (one.own_distance, one.events, one.checked, one.violated, one.unchanged_ticks, len(one.distribution) / 4)
+        for one in said
+    ]
+    assert laws == b"".join(seen.distribution for seen in said)
+    assert batch.observations(1) == (b"", b"", b"")
     with pytest.raises(IndexError):
-        batch.own_distances(2)
+        batch.observations(2)
+
+    nobody = sample()
+    for surface in nobody.surfaces:
+        for seen in surface.observations:
+            seen.ClearField("own_distance")
+    batch = counting().judge(envelope(sealed(body=nobody.SerializeToString())), b"", NOW)
+    assert batch.reason(0) is None
+    assert batch.observations(0) == (b"", b"", b"")
 
 
 def test_ticks_that_are_missing_inside_a_batch_are_counted() -> None:

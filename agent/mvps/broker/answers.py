@@ -73,6 +73,8 @@ class Answers:
                     moved=row.moved,
                     reporting=row.reporting,
                     sources={name: _label(label) for name, label in row.sources},
+                    c2_gm=row.c2_gm,
+                    c2_gm_seed=row.c2_gm_seed,
                 )
                 for row in rows
             ]
@@ -100,6 +102,9 @@ def fleet_state(watch: FleetWatch) -> stream_pb2.FleetState:
             message.everybody = _phase(said.everybody)
             message.d2, message.d2_minimax, message.d2_max = said.d2, said.minimax, said.largest
             message.theta, message.moved, message.reporting = said.theta, said.moved, said.reporting
+            if kind.coherence is not None:
+                message.c2_gm, message.c2_gm_seed = kind.coherence.c2_gm, kind.coherence.c2_gm_seed
+                message.coherent = kind.coherent
             for source in kind.sources[:_MOST_SOURCES]:
                 message.sources.add(
                     vantage_id=source.vantage_id,
@@ -111,7 +116,14 @@ def fleet_state(watch: FleetWatch) -> stream_pb2.FleetState:
                 )
         kinds.append(message)
     return stream_pb2.FleetState(
-        tick_time_ns=view.tick_ns, hosts=view.hosts, f=view.f, kinds=kinds, ticks=dict(watch.counts), error=watch.error
+        tick_time_ns=view.tick_ns,
+        hosts=view.hosts,
+        f=view.f,
+        kinds=kinds,
+        ticks=dict(watch.counts),
+        error=watch.error,
+        baselines_error=watch.baselines_error,
+        baselines_failures=watch.baselines_failures,
     )
 
 
@@ -128,6 +140,8 @@ def kind_rows(view: FleetView) -> list[KindRow]:
             said.largest,
             said.moved,
             said.reporting,
+            kind.coherence.c2_gm if kind.coherence is not None else None,
+            kind.coherence.c2_gm_seed if kind.coherence is not None else None,
             tuple((source.vantage_id, source.label) for source in kind.sources if source.settled),
         )
         for kind in view.kinds

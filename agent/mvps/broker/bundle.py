@@ -34,11 +34,26 @@ class Status(IntEnum):
     BACKFILL = 5  # came by the backfill lane
 
 
+class Observed(NamedTuple):
+    """One host's observations in one tick, as :meth:`mvps.trust.gate.Batch.observations` packs them.
+
+    period_ns: the host's own tick period.
+    """
+
+    names: bytes
+    figures: bytes
+    laws: bytes
+    period_ns: int
+
+
+NOT_OBSERVED: Final = Observed(b"", b"", b"", 0)
+
+
 class Figures(NamedTuple):
     """What a bundle keeps of a snapshot: of the surface that is worst off.
 
     phase: number of mvps.v1.Phase. d2, s: the largest over all surfaces. lead: vantage kind that leads, "" for none.
-    own_distances: of every kind that has one, its standardised distance to its own baseline; the history has none.
+    observed: what the fleet's decision reads; the history has none.
     """
 
     phase: int = 0
@@ -46,7 +61,7 @@ class Figures(NamedTuple):
     d2: float = 0.0
     s: float = 0.0
     lead: str = ""
-    own_distances: tuple[tuple[str, float], ...] = ()
+    observed: Observed = NOT_OBSERVED
 
 
 NO_FIGURES: Final = Figures()

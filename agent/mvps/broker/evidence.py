@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 import aiohttp
 
-from mvps.trust.checkpoint import Binding, Checkpoint, CheckpointError, parse_checkpoint, worst_case
+from mvps.trust.checkpoint import Binding, Checkpoint, CheckpointError, Distances, parse_checkpoint, worst_case
 from mvps.trust.evidence_log import EvidenceError, EvidenceLog
 from mvps.trust.keys import SecretKey
 from mvps.trust.note import Note, NoteError, NoteKey, NoteSignature, parse_signatures, sign_note, verified
@@ -107,6 +107,7 @@ class Evidence:
         self._period_s = period_s
         self._timeout_s = timeout_s
         self._d2: dict[str, float] = {}
+        self._fleet: Distances | None = None
         self._witnesses: dict[NoteKey, _Witness] = {}
         self._quorum = 0
         self._cosigned_size = 0
@@ -119,6 +120,11 @@ class Evidence:
         """A vantage reported D^2 in an accepted live snapshot of the current period."""
         if d2 > self._d2.get(vantage_id, -1.0):
             self._d2[vantage_id] = d2
+
+    def observe_fleet(self, minimax: float, largest: float) -> None:
+        """The fleet was decided in the current period: the largest D^2_minimax and D^2_max of a tick's decisions."""
+        before = self._fleet or Distances(0.0, 0.0)
+        self._fleet = Distances(max(minimax, before.minimax), max(largest, before.largest), of_fleet=True)
 
     async def run(self) -> None:
         """Sign and have cosigned, until cancelled; then sign once more what is there."""
@@ -142,12 +148,13 @@ class Evidence:
     async def close_bundle(self, period_end_s: int) -> None:
         """End a bundle period: sign a checkpoint if the log grew."""
         d2, self._d2 = self._d2, {}
+        fleet, self._fleet = self._fleet, None
         signing = self._signing(period_end_s * 10**9)
         self._take_over(signing)
         head = self._log.head
         if signing is None or head.size <= self._log.checkpoints.newest_head().size:
             return
-        binding = Binding(period_end_s, signing.manifest, worst_case(d2.values(), signing.faults))
+        binding = Binding(period_end_s, signing.manifest, fleet or worst_case(d2.values(), signing.faults))
         text = Checkpoint(signing.origin, head.size, head.root, binding.lines).text
         signature = sign_note(text, signing.origin, signing.key.sign, signing.key.public.ed25519)
         note = Note(text, (signature,))
@@ -156,6 +163,8 @@ class Evidence:
         else:
             for vantage_id, value in d2.items():  # they belong to the checkpoint that is tried next
                 self.observe(vantage_id, value)
+            if fleet is not None:
+                self.observe_fleet(fleet.minimax, fleet.largest)
 
     def status(self) -> EvidenceStatus:
         """What is shown."""

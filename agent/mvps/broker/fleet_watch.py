@@ -7,7 +7,10 @@ as ``calibration_ticks`` ticks of it are known, and again with what has come sin
 worse teach nothing. Decisions need ``LEAST_HOSTS``: of two hosts that differ nobody can say which one moved.
 
 What speaks against a host comes from the broker's own checks through :meth:`FleetWatch.note` and counts for
-``EVIDENCE_S``. Nothing that a host says of itself or of others is evidence.
+``EVIDENCE_S``, and from the checks of the host's own vantages, witnesses and conservation laws, once they fail tick
+after tick (:mod:`mvps.robust.disagreement`). Nothing that a host says for itself or against others is evidence.
+
+Baselines outlive a restart (:mod:`mvps.broker.fleet_baselines`); what was learned since the last one does not.
 """
 
 from __future__ import annotations
@@ -19,16 +22,21 @@ import operator
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 
+from mvps.broker import fleet_baselines
 from mvps.broker.bundle import Bundle, Status
+from mvps.broker.fleet_baselines import FleetBaselinesError, KeptBaselines
+from mvps.broker.observed import KindSaid, StandingLaws, TickSaid
 from mvps.coherence.observation import FloatArray
 from mvps.coherence.phase import Phase
 from mvps.coherence.tail import IndexArray
 from mvps.robust import fleet
-from mvps.robust.fleet import Evidence, FleetBaseline, KindDecision, Label, Settled
+from mvps.robust.disagreement import Disagreement
+from mvps.robust.fleet import Evidence, FleetBaseline, KindCoherence, KindDecision, Label, Settled
 
 LEAST_HOSTS: Final = 3
 EVIDENCE_S: Final = 600.0
@@ -50,13 +58,18 @@ class Source(NamedTuple):
 
 
 class KindView(NamedTuple):
-    """One kind of vantage as it stands. phase: after hysteresis. decision: None while it calibrates."""
+    """One kind of vantage as it stands. phase: after hysteresis. decision: None while it calibrates.
+
+    coherence: C_2^gm of the same tick, over ``coherent`` hosts; None where too few have a distribution that stands.
+    """
 
     kind: str
     phase: Phase
     decision: KindDecision | None
     sources: tuple[Source, ...]
     calibrated_ticks: int
+    coherence: KindCoherence | None = None
+    coherent: int = 0
 
 
 class FleetView(NamedTuple):
@@ -70,32 +83,44 @@ class FleetView(NamedTuple):
 
 @dataclass(slots=True)
 class _Kind:
-    """window: BAU statistics (3, 2) of its last ticks. fresh: how many of them the baseline has not seen."""
+    """window: BAU statistics (3, 2) of its last ticks. fresh: how many of them the baseline has not seen.
 
+    weighed: hosts whose distributions ``coherence`` is about. fitted: the baseline is not on disk yet.
+    """
+
+    disagreement: Disagreement
+    laws: StandingLaws
     window: deque[FloatArray] = field(default_factory=lambda: deque(maxlen=_WINDOW_TICKS))
     fresh: int = 0
     baseline: FleetBaseline | None = None
+    fitted: bool = False
     settled: Settled = field(default_factory=Settled)
     decision: KindDecision | None = None
     sources: tuple[Source, ...] = ()
+    coherence: KindCoherence | None = None
+    weighed: IndexArray = field(default_factory=lambda: np.empty(0, dtype=np.intp))
 
 
 class FleetWatch:
     """The decision of one broker's fleet. ``admit``, ``take`` and ``note`` are for the event loop that runs ``run``.
 
-    on_decided: called there after every tick.
+    on_decided: called there after every tick. keep: file of the baselines, or None for none.
     ``counts``: "decided" ticks, "passed_over" because decisions fell behind, and "failed" by a defect, which ``error``
-    names while the latest one did.
+    names while the latest one did. ``baselines_error``: "" or why the file was not used or not written, and
+    ``baselines_failures`` how often that was.
     """
 
     def __init__(
-        self, calibration_ticks: int = CALIBRATION_TICKS, on_decided: Callable[[FleetView], None] = lambda view: None
+        self,
+        calibration_ticks: int = CALIBRATION_TICKS,
+        on_decided: Callable[[FleetView], None] = lambda view: None,
+        keep: Path | None = None,
     ) -> None:
         self._on_decided = on_decided
         self._calibration_ticks = calibration_ticks
         self._hosts: tuple[str, ...] = ()
         self._cells = 0
-        self._f = 0
+        self._f: int | None = None
         self._next_ns = 0
         self._turn = 0
         self._decided: tuple[str, ...] = ()  # hosts of the tick before
@@ -107,6 +132,15 @@ class FleetWatch:
         self.view = FleetView()
         self.error = ""
         self.counts: Counter[str] = Counter(decided=0, passed_over=0, failed=0)
+        self.baselines_error = ""
+        self.baselines_failures = 0
+        self._keep = keep
+        self._kept: KeptBaselines | None = None
+        if keep is not None:
+            try:
+                self._kept = fleet_baselines.load(keep)
+            except FleetBaselinesError as error:
+                self._failed_to_keep(error)
 
     def admit(self, cells: Sequence[str], hosts: Sequence[str], f: int) -> None:
         """Who is the fleet from now on: its cells, all hosts, and how many of them may lie.
@@ -114,9 +148,19 @@ class FleetWatch:
         A new f is another set of statistics, and calibrates again; who joins or leaves does not change their scale.
         """
         if f != self._f:
-            self._kinds = {}  # a decision that is being made has the others
+            self._kinds = self._remembered(len(hosts), f)  # a decision that is being made has the others
         self._cells, self._hosts, self._f = len(set(cells)), tuple(sorted(hosts)), f
         self.view = self.view._replace(hosts=len(hosts), f=f)
+
+    def _remembered(self, hosts: int, f: int) -> dict[str, _Kind]:
+        """The kinds whose baselines were kept for this f, once."""
+        kept, self._kept = self._kept, None
+        if kept is None or kept.f != f:
+            return {}
+        return {
+            name: _Kind(Disagreement(f), StandingLaws(hosts), baseline=baseline)
+            for name, baseline in list(kept.kinds.items())[:_MAX_KINDS]
+        }
 
     def note(self, vantage_id: str, evidence: Evidence, now_ns: int) -> None:
         """Something speaks against a host."""
@@ -155,7 +199,7 @@ class FleetWatch:
             while self._closed:
                 bundles, self._turn = self._closed.popleft(), self._turn + 1
                 against = self._against(bundles[0].tick_ns)
-                work = (bundles, self._hosts, self._f, self._kinds, self._turn, against)
+                work = (bundles, self._hosts, self._f or 0, self._kinds, self._turn, against)
                 try:
                     self.view = await asyncio.to_thread(self._decide, *work)
                 except Exception as error:  # a defect here must not end a broker that keeps what is sent
@@ -180,30 +224,39 @@ class FleetWatch:
         needed = max(LEAST_HOSTS, 2 * f + 1)
         if len(hosts) < needed:
             return FleetView(bundles[0].tick_ns, len(hosts), f)
-        said = [
-            (report.vantage_id, dict(report.figures.own_distances))
+        tick_ns, period_ns = bundles[0].tick_ns, bundles[0].period_ns
+        reports = [
+            (report.vantage_id, report.figures.observed)
             for bundle in bundles
             for report in bundle.reports
             if report.status is Status.REPORTED
         ]
-        if hosts != self._decided:
-            self._decided = hosts
-            for kind in kinds.values():  # sources are remembered by their place among the hosts
+        said = TickSaid(hosts, reports)
+        changed, self._decided = hosts != self._decided, hosts
+        for kind in kinds.values():  # sources and distributions are remembered by their place among the hosts
+            if changed:
                 kind.settled = kind.settled._replace(recent=(), named=())
+            if changed or kind.laws.hosts != len(hosts):
+                kind.laws = StandingLaws(len(hosts))
         # Names come from the hosts: a kind is one that liars alone cannot report.
-        reporting = Counter(kind for _, values in said for kind in values)
+        reporting = said.reporting()
         for name in sorted(set(reporting).difference(kinds)):
             if reporting[name] >= needed and len(kinds) < _MAX_KINDS:
-                kinds[name] = _Kind()
+                kinds[name] = _Kind(Disagreement(f), StandingLaws(len(hosts)))
         names = sorted(kinds)
         if names:
-            z = fleet.table(hosts, names, said)
+            z = said.own_distances(names)
             flags = np.array([int(against.get(host, Evidence.NONE)) for host in hosts], dtype=np.intp)
             for column, name in enumerate(names):
-                _judge(kinds[name], z[:, [column]], hosts, flags)
+                kind, of_kind = kinds[name], said.of(name)
+                failing = kind.disagreement.step(tick_ns, hosts, of_kind.host, of_kind.checked, of_kind.violated)
+                _judge(kind, z[:, [column]], hosts, _with_witnesses(flags, hosts, failing))
+                _cohere(kind, tick_ns, period_ns, of_kind, f)
             self._learn(z, [kinds[name] for name in names], f, turn)
+            if self._keep is not None and any(kind.fitted for kind in kinds.values()):
+                self._save(f, kinds)
         views = tuple(_shown(name, kinds[name]) for name in names)
-        return FleetView(bundles[0].tick_ns, len(hosts), f, views)
+        return FleetView(tick_ns, len(hosts), f, views)
 
     def _learn(self, z: FloatArray, kinds: Sequence[_Kind], f: int, turn: int) -> None:
         for kind, statistics in zip(kinds, fleet.bau_statistics(z, f, turn), strict=True):
@@ -216,6 +269,28 @@ class FleetWatch:
                 # Without enough ticks outside of fault episodes what was known stays.
                 with contextlib.suppress(ValueError):
                     kind.baseline = fleet.fit_baseline(np.stack(kind.window)[:, None], f)
+                    kind.fitted = True
+
+    def _save(self, f: int, kinds: dict[str, _Kind]) -> None:
+        assert self._keep is not None
+        fitted = {
+            name: kind.baseline
+            for name, kind in kinds.items()
+            # A kind that nobody reports any more is not carried from restart to restart.
+            if kind.baseline is not None and (kind.decision is None or kind.decision.quorate)
+        }
+        try:
+            fleet_baselines.save(self._keep, KeptBaselines(f, fitted))
+        except FleetBaselinesError as error:
+            self._failed_to_keep(error)
+        else:
+            self.baselines_error = ""
+        for kind in kinds.values():  # what could not be written is tried again after the next fit
+            kind.fitted = False
+
+    def _failed_to_keep(self, error: FleetBaselinesError) -> None:
+        self.baselines_error = str(error)
+        self.baselines_failures += 1
 
     def _against(self, tick_ns: int) -> dict[str, Evidence]:
         """What speaks against whom and is not too old; older notes are forgotten."""
@@ -226,6 +301,15 @@ class FleetWatch:
             if (left := {one: at_ns for one, at_ns in seen.items() if at_ns >= since_ns})
         }
         return {host: functools.reduce(operator.or_, seen) for host, seen in self._noted.items()}
+
+
+def _with_witnesses(flags: IndexArray, hosts: Sequence[str], failing: frozenset[str]) -> IndexArray:
+    """The flags of one kind: those of the hosts, and of the hosts whose own checks of that kind fail."""
+    if not failing:
+        return flags
+    found = flags.copy()
+    found[[host in failing for host in hosts]] |= int(Evidence.WITNESS)
+    return found
 
 
 def _judge(kind: _Kind, z: FloatArray, hosts: Sequence[str], against: IndexArray) -> None:
@@ -241,6 +325,17 @@ def _judge(kind: _Kind, z: FloatArray, hosts: Sequence[str], against: IndexArray
     )
 
 
+def _cohere(kind: _Kind, tick_ns: int, period_ns: int, said: KindSaid, f: int) -> None:
+    """C_2^gm of one tick of one kind, beside a decision."""
+    host, laws = kind.laws.step(tick_ns, period_ns, said)
+    kind.coherence, before = None, kind.coherence
+    if kind.decision is None or not kind.decision.quorate or len(host) < max(LEAST_HOSTS, 2 * f + 1):
+        return
+    start = before.median.weights if before is not None and np.array_equal(host, kind.weighed) else None
+    kind.coherence, kind.weighed = fleet.kind_coherence(laws, f, start=start), host
+
+
 def _shown(name: str, kind: _Kind) -> KindView:
     phase = kind.settled.hysteresis.phase if kind.baseline is not None else Phase.CALIBRATING
-    return KindView(name, phase, kind.decision, kind.sources, len(kind.window))
+    coherent = len(kind.weighed) if kind.coherence is not None else 0
+    return KindView(name, phase, kind.decision, kind.sources, len(kind.window), kind.coherence, coherent)

@@ -27,7 +27,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from mvps.broker.bundle import Bundle, Figures, Report, Status
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _BATCH_ROWS: Final = 20_000
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
@@ -66,6 +66,8 @@ _REPORTS: Final = sa.Table(
     sa.Index("mvps_reports_by_vantage", "vantage", "tick_ns"),
     sqlite_with_rowid=False,
 )
+# Since version 2; what an older broker kept has none.
+_COHERENCE: Final = (sa.Column("c2_gm", sa.Double), sa.Column("c2_gm_seed", sa.Double))
 _KINDS: Final = sa.Table(
     "mvps_fleet_kinds",
     _META,
@@ -79,6 +81,7 @@ _KINDS: Final = sa.Table(
     sa.Column("moved", sa.Integer, nullable=False),
     sa.Column("reporting", sa.Integer, nullable=False),
     sa.Column("sources", sa.Text, nullable=False),  # "name=LABEL name=LABEL", the settled ones
+    *_COHERENCE,
     sqlite_with_rowid=False,
 )
 _TABLES: Final = (_BUNDLES, _REPORTS, _KINDS)
@@ -106,7 +109,8 @@ class BundleRow(NamedTuple):
 class KindRow(NamedTuple):
     """The fleet's decision of one kind of vantage in one tick, once it is calibrated.
 
-    phase, everybody: numbers of mvps.v1.Phase. sources: (vantage id, label) of the settled ones.
+    phase, everybody: numbers of mvps.v1.Phase. c2_gm, c2_gm_seed: None where too few hosts had a distribution.
+    sources: (vantage id, label) of the settled ones.
     """
 
     tick_ns: int
@@ -118,6 +122,8 @@ class KindRow(NamedTuple):
     d2_max: float
     moved: int
     reporting: int
+    c2_gm: float | None = None
+    c2_gm_seed: float | None = None
     sources: tuple[tuple[str, str], ...] = ()
 
 
@@ -183,7 +189,7 @@ class History:
 
     def put_kinds(self, kinds: Sequence[KindRow]) -> None:
         """The fleet was decided."""
-        self._put([], [], [(*one[:-1], " ".join(f"{name}={label}" for name, label in one.sources)) for one in kinds])
+        self._put([], [], [_kind_values(one) for one in kinds])
 
     def _put(self, *rows: Sequence[_Row]) -> None:
         with self._lock:
@@ -250,6 +256,8 @@ class History:
                 found = connection.execute(sa.select(_VERSION.c.version)).scalar()
                 if found is None:
                     connection.execute(_VERSION.insert().values(version=SCHEMA_VERSION))
+                elif found == 1:
+                    _add_coherence(connection)
                 elif found != SCHEMA_VERSION:
                     raise HistoryError(
                         f"{_shown(self._url)} has history schema {found}, this broker knows {SCHEMA_VERSION}: give it "
@@ -349,7 +357,7 @@ class History:
             query = query.where(_KINDS.c.kind == kind)
         with self._asking() as connection:
             found = connection.execute(query.limit(limit)).all()
-        return [KindRow._make((*tuple(row)[:-1], _sources(row.sources))) for row in found]
+        return [KindRow(**(row._asdict() | {"sources": _sources(row.sources)})) for row in found]
 
     @contextmanager
     def _asking(self) -> Iterator[sa.Connection]:
@@ -372,6 +380,11 @@ def _row(report: Report, cell: str) -> _Row:
     return (tick_ns, vantage_id, cell, int(status), reason, received_ns, *figures)
 
 
+def _kind_values(one: KindRow) -> _Row:
+    fields = one._asdict() | {"sources": " ".join(f"{name}={label}" for name, label in one.sources)}
+    return tuple(fields[column.name] for column in _KINDS.columns)
+
+
 def _sources(text: str) -> tuple[tuple[str, str], ...]:
     pairs = (word.rpartition("=") for word in text.split())  # a vantage id may hold "="
     return tuple((name, label) for name, _, label in pairs)
@@ -380,6 +393,15 @@ def _sources(text: str) -> tuple[tuple[str, str], ...]:
 def _report(row: Any) -> Report:
     figures = Figures(row.phase, row.surface, row.d2, row.s, row.lead)
     return Report(row.vantage, row.tick_ns, Status(row.status), row.received_ns, row.reason, figures)
+
+
+def _add_coherence(connection: sa.Connection) -> None:
+    """From version 1 to 2. The table is there already, and whole where it has only just been made."""
+    there = {column["name"] for column in sa.inspect(connection).get_columns(_KINDS.name)}
+    for column in _COHERENCE:
+        if column.name not in there:
+            connection.exec_driver_sql(f"ALTER TABLE {_KINDS.name} ADD COLUMN {column.name} DOUBLE PRECISION")
+    connection.execute(_VERSION.update().values(version=SCHEMA_VERSION))
 
 
 def _take(waiting: deque[_Row]) -> list[_Row]:

@@ -72,6 +72,11 @@ class BrokerCollector(Collector):
             "Snapshots whose decisions nobody recomputed, for want of time.",
             value=info.decisions_unchecked,
         )
+        yield CounterMetricFamily(
+            "mvps_broker_distributions_impossible",
+            "Snapshots with a distribution that the events beside it cannot have given.",
+            value=info.distributions_impossible,
+        )
         yield from _limits(info)
         yield GaugeMetricFamily("mvps_broker_store_failing", "1 while nothing is committed.", bool(info.store_error))
         yield from _store(info.store)
@@ -162,6 +167,11 @@ def _fleet_decision(state: stream_pb2.FleetState) -> Iterator[Metric]:
     sources = GaugeMetricFamily(
         "mvps_fleet_source", "1 for a host that is the source in the latest ticks.", labels=["kind", "vantage", "label"]
     )
+    coherence = GaugeMetricFamily(
+        "mvps_fleet_c2_gm",
+        "C_2 of a kind across hosts about their geometric median: the f farthest left out, and as the seed states it.",
+        labels=["kind", "form"],
+    )
     for kind in state.kinds:
         phases.add_metric([kind.kind, snapshot_pb2.Phase.Name(kind.phase).removeprefix("PHASE_")], 1)
         if not kind.reporting:
@@ -169,15 +179,23 @@ def _fleet_decision(state: stream_pb2.FleetState) -> Iterator[Metric]:
         for name, value in (("nobody", kind.d2), ("minimax", kind.d2_minimax), ("worst", kind.d2_max)):
             distances.add_metric([kind.kind, name], value)
         moved.add_metric([kind.kind], kind.moved)
+        if kind.coherent:
+            coherence.add_metric([kind.kind, "trimmed"], kind.c2_gm)
+            coherence.add_metric([kind.kind, "seed"], kind.c2_gm_seed)
         for source in kind.sources:
             if source.settled:
                 label = stream_pb2.SourceLabel.Name(source.label).removeprefix("SOURCE_LABEL_")
                 sources.add_metric([kind.kind, source.vantage_id, label], 1)
-    yield from (phases, distances, moved, sources)
+    yield from (phases, distances, moved, coherence, sources)
     ticks = CounterMetricFamily("mvps_fleet_ticks", "Ticks of the whole fleet by outcome.", labels=["outcome"])
     for outcome, number in sorted(state.ticks.items()):
         ticks.add_metric([outcome], number)
     yield ticks
+    yield CounterMetricFamily(
+        "mvps_fleet_baselines_failures",
+        "Times the fleet's baselines could not be read from their file or written to it.",
+        value=state.baselines_failures,
+    )
 
 
 def _fleet(known: list[stream_pb2.VantageSummary]) -> Iterator[Metric]:

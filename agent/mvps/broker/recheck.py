@@ -4,6 +4,10 @@
 C_1 and C_3 are taken as reported, since their raw material stays on the host; C_2, S, D^2 and the phase before
 hysteresis are recomputed from the distributions. A difference is flagged and never changes what is stored.
 
+And can the distributions be? One is p = (counts + pseudo * BAU law) / (events + pseudo), and so it gives its counts
+back: none is negative, whatever happened on the host. Where one is, somebody made the distribution up beside other
+events: the events are not conserved. Arithmetic without slack, up to float32.
+
 One takes about 0.1 ms, more than a hundred times what admission takes. So it is done after the acknowledgement, with a
 bounded share of one core: every snapshot while that suffices; beyond it those that wait are drawn at random, so that no
 sender knows which of its decisions are looked at, and the others are counted.
@@ -33,6 +37,9 @@ from mvps.v1 import snapshot_pb2 as pb
 _RELATIVE: Final = 1e-3
 _ABSOLUTE: Final = 1e-2
 _LOG_P_TOLERANCE: Final = 5e-2
+# Counts that float32 may lose: of one event, and relative to all.
+_COUNT_ABSOLUTE: Final = 1e-3
+_COUNT_RELATIVE: Final = 1e-6
 # Snapshots that wait to be looked at, and their bytes.
 _POOL_ITEMS: Final = 4096
 _POOL_BYTES: Final = 16 * 1024 * 1024
@@ -100,6 +107,28 @@ class DecisionCheck:
         same_p = abs(_log(reported.p_value) - _log(decision.p_value)) <= _LOG_P_TOLERANCE
         return same_p or reported.raw_phase == pb.Phase.Value(f"PHASE_{Phase(decision.raw_phase).name}")
 
+    def conserves(self, vantage_id: str, surface: pb.Surface) -> bool | None:
+        """Whether every distribution can come from the events beside it; None as for :meth:`agrees`."""
+        if not surface.HasField("decision"):
+            return None
+        baseline = self._baseline(vantage_id, surface.decision.baseline_id)
+        if baseline is None:
+            return None
+        pseudo = baseline.pseudo_count
+        seen = False
+        for observation in surface.observations:
+            at = baseline.index.get(observation.vantage)
+            p = np.frombuffer(observation.distribution, dtype="<f4").astype(np.float64)
+            if at is None or len(p) != baseline.law_array.shape[1]:
+                continue  # a heartbeat, or what the decision was not made from
+            seen = True
+            with np.errstate(all="ignore"):  # a baseline is a stranger's numbers
+                total = observation.events + pseudo
+                counts = p * total - pseudo * baseline.law_array[at]
+                if (counts < -(_COUNT_ABSOLUTE + _COUNT_RELATIVE * total)).any():
+                    return False
+        return True if seen else None
+
 
 def _close(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
@@ -113,21 +142,29 @@ class Rechecker:
     """Looks at accepted snapshots after they were acknowledged, while :meth:`run` runs.
 
     share: of one core, at most. on_mismatch: gets the name of every snapshot with a decision that differs, once.
-    ``decisions`` counts "checked", "mismatch" (decisions), and "unchecked" (snapshots that nobody looked at).
+    on_impossible: of every one with a distribution that cannot be.
+    ``decisions`` counts "checked", "mismatch" (decisions), "impossible" and "unchecked" (snapshots: those that
+    on_impossible gets, and those that nobody looked at).
     """
 
     def __init__(
-        self, baselines: Iterable[Kept], *, share: float, on_mismatch: Callable[[CounterKey], None] = lambda name: None
+        self,
+        baselines: Iterable[Kept],
+        *,
+        share: float,
+        on_mismatch: Callable[[CounterKey], None] = lambda name: None,
+        on_impossible: Callable[[CounterKey], None] = lambda name: None,
     ) -> None:
         self._check = DecisionCheck(baselines)
         self._idle_per_busy = 1 / share - 1
         self._on_mismatch = on_mismatch
+        self._on_impossible = on_impossible
         self._pool: list[tuple[CounterKey, bytes]] = []
         self._bytes = 0
         # Seeded by the system: what comes out of it is not shown to anybody.
         self._chance = random.Random()
         self._waiting = asyncio.Event()
-        self.decisions: Counter[str] = Counter(checked=0, mismatch=0, unchecked=0)
+        self.decisions: Counter[str] = Counter(checked=0, mismatch=0, impossible=0, unchecked=0)
 
     @property
     def idle(self) -> bool:
@@ -188,3 +225,6 @@ class Rechecker:
         self.decisions["mismatch"] += checks.count(False)
         if False in checks:
             self._on_mismatch(name)
+        if any(self._check.conserves(name[0], surface) is False for surface in snapshot.surfaces):
+            self.decisions["impossible"] += 1
+            self._on_impossible(name)

@@ -87,7 +87,12 @@ class Broker:
                 replay=self._store.replay_state(),
             )
             self._rechecker = (
-                Rechecker(self._store.baselines(), share=settings.check_share, on_mismatch=self._mismatch)
+                Rechecker(
+                    self._store.baselines(),
+                    share=settings.check_share,
+                    on_mismatch=self._mismatch,
+                    on_impossible=self._impossible,
+                )
                 if settings.check_decisions
                 else None
             )
@@ -99,7 +104,9 @@ class Broker:
         self.evidence: Final = Evidence(
             self._store.evidence, self._watch.signing, urls=settings.witnesses, period_s=settings.bundle_period_s
         )
-        self.fleet_watch: Final = FleetWatch(on_decided=self._keep_decision)
+        self.fleet_watch: Final = FleetWatch(
+            on_decided=self._decided, keep=settings.database.with_name(f"{settings.database.name}.fleet")
+        )
         self.ticks: Final = Ticks(self.epochs, self._history, self.fleet_watch, deadline_s=settings.bundle_deadline_s)
         self.answers: Final = Answers(self._history)
         self.flows: Flows | None = None
@@ -210,7 +217,9 @@ class Broker:
 
     @property
     def _decisions(self) -> Counter[str]:
-        return self._rechecker.decisions if self._rechecker is not None else Counter(checked=0, mismatch=0, unchecked=0)
+        if self._rechecker is None:
+            return Counter(checked=0, mismatch=0, impossible=0, unchecked=0)
+        return self._rechecker.decisions
 
     @property
     def recheck_idle(self) -> bool:
@@ -408,7 +417,11 @@ class Broker:
                 self.evidence.observe(run.vantage_id, run.d2)
         self.ticks.observe(admitted.batch, admitted.runs, now_ns)
 
-    def _keep_decision(self, view: FleetView) -> None:
+    def _decided(self, view: FleetView) -> None:
+        """The fleet was decided: into the history, and what the next checkpoint says."""
+        said = [one.decision for one in view.kinds if one.decision is not None and one.decision.quorate]
+        if said:
+            self.evidence.observe_fleet(max(one.minimax for one in said), max(one.largest for one in said))
         if self._history is not None and (rows := kind_rows(view)):
             self._history.put_kinds(rows)
 
@@ -421,6 +434,10 @@ class Broker:
         # Nobody waits for it; what fails with a commit is lost for the history and stays counted.
         noted = self._store.submit(NOTHING, self._fence, mismatches=[name])
         noted.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _impossible(self, name: CounterKey) -> None:
+        """A distribution cannot come from the events beside it."""
+        self.fleet_watch.note(name[0], Against.CONSERVATION, time.time_ns())
 
     # ---- queries
 
@@ -440,6 +457,7 @@ class Broker:
             decisions_checked=self._decisions["checked"],
             decision_mismatches=self._decisions["mismatch"],
             decisions_unchecked=self._decisions["unchecked"],
+            distributions_impossible=self._decisions["impossible"],
             throttled={lane.name.lower(): n for lane, n in self.throttled.items()},
             throttled_seconds={lane.name.lower(): self.throttled_s[lane] for lane in Lane},
             streams_refused=self.streams_refused,

@@ -14,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from mvps.broker.bundle import NO_FIGURES, Bundle, Bundles, Figures, Report, Status
+from mvps.broker.bundle import NO_FIGURES, NOT_OBSERVED, Bundle, Bundles, Figures, Observed, Report, Status
 from mvps.broker.fleet_watch import FleetWatch
 from mvps.broker.history import History
 from mvps.trust import gate
@@ -47,7 +47,7 @@ def severity(phase: int) -> int:
     return _SEVERITY.get(phase, 0)  # type: ignore[call-overload,no-any-return]  # the stub's enum is no int
 
 
-def figures_of(said: gate.Figures, own_distances: Iterable[tuple[str, float]] = ()) -> Figures:
+def figures_of(said: gate.Figures, observed: Observed = NOT_OBSERVED) -> Figures:
     """What a bundle keeps of an accepted snapshot."""
     worst, surface_name = int(pb.PHASE_CALIBRATING), ""
     d2 = s = 0.0
@@ -58,7 +58,7 @@ def figures_of(said: gate.Figures, own_distances: Iterable[tuple[str, float]] = 
         d2 = max(d2, surface_d2)
         if not surface_name or severity(phase) > severity(worst):
             worst, surface_name = phase, name
-    return Figures(worst, surface_name, d2, s, said.lead, tuple(own_distances))
+    return Figures(worst, surface_name, d2, s, said.lead, observed)
 
 
 class Ticks:
@@ -113,7 +113,10 @@ class Ticks:
                 continue
             due_ns = header.tick * said.tick_period_ns
             if header.lane == Lane.LIVE:
-                figures = figures_of(said, batch.own_distances(index) if self._fleet is not None else ())
+                observed = NOT_OBSERVED
+                if self._fleet is not None:
+                    observed = Observed(*batch.observations(index), said.tick_period_ns)
+                figures = figures_of(said, observed)
                 self._bundles.report(header.vantage_id, due_ns, said.tick_period_ns, now_ns, 0, figures)
             else:
                 self._bundles.backfill(header.vantage_id, due_ns, now_ns, figures_of(said))

@@ -80,18 +80,6 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
     revoke.add_argument("draft", type=Path, metavar="DRAFT", help="from mvps epoch new")
     revoke.add_argument("vantage", metavar="VANTAGE", help="vantage id, or the name of a broker")
     revoke.add_argument("--key-id", type=_key_id, metavar="HEX", help="this key only; default: the one it has")
-    quarantine = add(
-        "quarantine",
-        "set a vantage of a draft aside: still admitted and logged, no part of the fleet's decision",
-        "examples:\n"
-        "  mvps epoch new --from epoch-1.manifest --out epoch-2.draft\n"
-        "  mvps epoch quarantine epoch-2.draft host-b\n"
-        "f has to stay below half of those who are left, or the draft cannot be signed.",
-    )
-    release = add("release", "take a vantage of a draft back from quarantine", "")
-    for made in (quarantine, release):
-        made.add_argument("draft", type=Path, metavar="DRAFT", help="from mvps epoch new")
-        made.add_argument("vantage", metavar="VANTAGE", help="vantage id")
     parser.epilog = (
         "examples:\n"
         "  mvps epoch new --operator-id acme --broker broker.pub --out epoch-1.draft\n"
@@ -138,8 +126,6 @@ def run(arguments: argparse.Namespace) -> int:
         "show": _show,
         "verify": _verify,
         "revoke": _revoke,
-        "quarantine": _set_aside,
-        "release": _set_aside,
     }
     try:
         return actions[arguments.action](arguments)
@@ -356,17 +342,6 @@ def _revoke(arguments: argparse.Namespace) -> int:
     new = [r.key_id.hex() for r in changed.revoked if r not in draft.revoked]
     print(f"{arguments.vantage}: key {', '.join(new) or 'already'} revoked; {len(changed.vantages)} vantages are left")
     say("next: mvps epoch sign, and the manifest to the broker; it counts from then on, in every epoch")
-    return exits.OK
-
-
-def _set_aside(arguments: argparse.Namespace) -> int:
-    from mvps.trust.manifest import quarantine, release
-
-    change = quarantine if arguments.action == "quarantine" else release
-    changed = change(read_draft(arguments.draft), arguments.vantage)
-    rewrite(arguments.draft, changed.text.encode())
-    print(f"quarantined: {', '.join(changed.quarantined) or 'nobody'}; {len(changed.fleet)} vantages are left")
-    say("next: mvps epoch sign, and the manifest to the broker; it counts from the epoch's beginning on")
     return exits.OK
 
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mvps fleet``: what a broker knows: its epoch, its log, its vantages, who is in trouble, and what was when."""
+"""``mvps fleet``: what a broker knows: its epoch, its log, its vantages, who is in trouble, and what was when.
+
+And who is to be set aside, which is the operator's to say and no broker's (:mod:`mvps.cli.quarantine`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mvps.cli import exits
+from mvps.cli import exits, quarantine
 from mvps.cli.actions import actions_of
 from mvps.cli.settings import add_tls_options, open_channel
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from mvps.v1 import stream_pb2_grpc
     from mvps.v1.stream_pb2 import (
         BundleSummary,
+        FleetDecision,
         FleetState,
         KindState,
         ListVantagesResponse,
@@ -74,6 +78,7 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
     )
     bundle.add_argument("tick", help='the tick\'s number, its time (ISO 8601), or "latest"')
     bundle.add_argument("--cell", metavar="NAME", help="only of this cell")
+    quarantine.declare(add_question)
     parser.epilog = (
         "examples:\n"
         "  mvps fleet\n"
@@ -106,6 +111,8 @@ def run(arguments: argparse.Namespace) -> int:
         "vantage": _vantage,
         "bundle": _bundle,
         "decisions": _decisions,
+        "quarantine": quarantine.run,
+        "release": quarantine.run,
     }
     return questions[arguments.action or "status"](arguments)
 
@@ -210,6 +217,7 @@ def _decisions(arguments: argparse.Namespace) -> int:
             f"{one.d2:.2f}",
             f"{one.d2_minimax:.2f}",
             f"{one.d2_max:.2f}",
+            _coherence(one),
             f"{one.moved} of {one.reporting}",
             " ".join(
                 f"{name} {SourceLabel.Name(label).removeprefix('SOURCE_LABEL_')}"
@@ -219,7 +227,7 @@ def _decisions(arguments: argparse.Namespace) -> int:
         )
         for one in decisions
     ]
-    print(view.table([("time", "fleet", "phase", "D2", "minimax", "max", "moved", "source"), *rows]))
+    print(view.table([("time", "fleet", "phase", "D2", "minimax", "max", "C_2^gm", "moved", "source"), *rows]))
     return exits.OK
 
 
@@ -361,6 +369,10 @@ def _troubles(info: ServerInfo, vantages: ListVantagesResponse) -> list[str]:
     found += [f"history: {info.history.error}"] if info.history.error else []
     found += [f"history: {info.history.dropped} rows were dropped"] if info.history.dropped else []
     found += [f"manifest {why}" for why in info.refused_manifests]
+    if info.distributions_impossible:
+        found.append(
+            f"{info.distributions_impossible} snapshots had a distribution that the events beside it cannot have given"
+        )
     for vantage in vantages.vantages:
         if vantage.clone_suspected:
             found.append(f"{vantage.vantage_id}: two streams take turns in its name: is its key on two hosts?")
@@ -370,23 +382,45 @@ def _troubles(info: ServerInfo, vantages: ListVantagesResponse) -> list[str]:
             found.append(
                 f"{vantage.vantage_id}: {vantage.decision_mismatches} decisions do not follow from its figures"
             )
-    return found + _sources(info.fleet)
+    return found + fleet_troubles(info.fleet)
 
 
-def _sources(state: FleetState) -> list[str]:
+# What speaks against a host, as mvps.robust.fleet.Evidence names it, in words.
+_AGAINST = {
+    "witness": "its own checks fail tick after tick",
+    "replay": "it replayed a counter",
+    "seal": "its stream carried a broken seal",
+    "equivocation": "it used a counter twice with different content",
+    "clone": "two streams take turns in its name",
+    "conservation": "its distribution cannot come from the events beside it",
+    "decision": "its decision does not follow from its figures",
+}
+
+
+def fleet_state(arguments: argparse.Namespace, target: str, timeout_s: float) -> FleetState:
+    """What the broker at ``target`` says of the fleet; exits.Failure if it does not answer. Needs --tls-*."""
+    from mvps.v1 import stream_pb2
+
+    with _broker(argparse.Namespace(**vars(arguments) | {"broker": target})) as broker:
+        info: ServerInfo = broker.ServerInfo(stream_pb2.ServerInfoRequest(), timeout=timeout_s)
+    return info.fleet
+
+
+def fleet_troubles(state: FleetState) -> list[str]:
     """One line for every kind of vantage that is in ALARM or worse across the hosts, or has a single source."""
     from mvps.v1.snapshot_pb2 import Phase
     from mvps.v1.stream_pb2 import SourceLabel
 
     found = [f"fleet: {state.error}"] if state.error else []
+    found += [f"fleet baselines: {state.baselines_error}"] if state.baselines_error else []
     for kind in state.kinds:
         settled = [source for source in kind.sources if source.settled]
         for source in settled:
             label = SourceLabel.Name(source.label).removeprefix("SOURCE_LABEL_")
-            against = f"; against it: {', '.join(source.evidence)}" if source.evidence else ""
+            against = "; ".join(_AGAINST.get(one, one) for one in source.evidence) or "nothing else speaks against it"
             found.append(
                 f"fleet {kind.kind}: {source.vantage_id} is the source, {label} "
-                f"({source.own_distance:.1f} standard deviations, {source.share:.0%} of what moved{against})"
+                f"({source.own_distance:.1f} standard deviations, {source.share:.0%} of what moved; {against})"
             )
         if not settled and kind.phase in (Phase.PHASE_ALARM, Phase.PHASE_CRITICAL):
             name = Phase.Name(kind.phase).removeprefix("PHASE_")
@@ -424,7 +458,7 @@ def _print(target: str, info: ServerInfo, vantages: ListVantagesResponse, troubl
         print(f"ticks closed {counts['closed']}, complete {counts['complete']}" + (f", {others}" if others else ""))
     kinds = [_kind(kind) for kind in info.fleet.kinds]
     if kinds:
-        head = ("fleet", "phase", "D2", "minimax", "max", "moved", "source")
+        head = ("fleet", "phase", "D2", "minimax", "max", "C_2^gm", "moved", "source")
         print(f"\n{view.table([head, *kinds])}")
     rows = [_row(vantage) for vantage in vantages.vantages]
     if rows:
@@ -440,18 +474,25 @@ def _kind(kind: KindState) -> tuple[str, ...]:
 
     if kind.phase == Phase.PHASE_CALIBRATING:
         learned = f"{min(kind.calibrated_ticks, kind.needed_ticks)} of {kind.needed_ticks} ticks"
-        return kind.kind, "CALIBRATING", learned, "-", "-", "-", "-"
+        return kind.kind, "CALIBRATING", learned, "-", "-", "-", "-", "-"
     if not kind.reporting:
-        return kind.kind, Phase.Name(kind.phase).removeprefix("PHASE_"), "too few hosts", "-", "-", "-", "-"
+        phase = Phase.Name(kind.phase).removeprefix("PHASE_")
+        return kind.kind, phase, "too few hosts", "-", "-", "-", "-", "-"
     return (
         kind.kind,
         Phase.Name(kind.phase).removeprefix("PHASE_"),
         f"{kind.d2:.2f}",
         f"{kind.d2_minimax:.2f}",
         f"{kind.d2_max:.2f}",
+        _coherence(kind),
         f"{kind.moved} of {kind.reporting}",
         " ".join(source.vantage_id for source in kind.sources if source.settled) or "-",
     )
+
+
+def _coherence(said: KindState | FleetDecision) -> str:
+    """C_2^gm, and behind it the seed's form."""
+    return f"{said.c2_gm:.3f} ({said.c2_gm_seed:.3f})" if said.HasField("c2_gm") else "-"
 
 
 def _row(vantage: VantageSummary) -> tuple[str, ...]:

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mvps status``, ``top``, ``explain`` and ``snapshots``: what the running agent sees and does."""
+"""``mvps status``, ``top``, ``explain`` and ``snapshots``: what the running agent sees and does.
+
+``explain`` also asks the broker whom the fleet names, because a host alone cannot know whether it is the only one.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mvps.cli import exits
-from mvps.cli.settings import add_socket_option
+from mvps.cli.settings import add_socket_option, add_tls_options
 
 if TYPE_CHECKING:
     from mvps.v1.local_pb2 import SnapshotRecord, StatusResponse
@@ -17,9 +20,11 @@ if TYPE_CHECKING:
 _EXAMPLES = {
     "status": "  mvps status\n  mvps status --json | jq .stream",
     "top": "  mvps top\n  mvps top --ticks 10 --json",
-    "explain": "  mvps explain\n  mvps explain kernel --json",
+    "explain": "  mvps explain\n  mvps explain kernel --json\n  mvps explain --broker broker.example:7447",
     "snapshots": "  mvps snapshots --limit 5\n  mvps snapshots --follow --json",
 }
+# A person waits for it, and what the agent says stands above it.
+_BROKER_SECONDS = 3.0
 _CODES = {
     "status": "0 all well, 1 a vantage failed or a surface is in ALARM or worse, 3 no agent, 4 no permission",
     "top": "0 when ended, 3 no agent, 4 no permission",
@@ -32,6 +37,12 @@ def declare(verb: str, parser: argparse.ArgumentParser) -> None:
     """Arguments of the four verbs."""
     if verb == "explain":
         parser.add_argument("surface", nargs="?", default="", help="only this surface")
+        parser.add_argument(
+            "--broker",
+            metavar="ADDRESS",
+            help="broker to ask about the fleet, host:port or unix:/path (default: the agent's)",
+        )
+        add_tls_options(parser)
     if verb == "top":
         parser.add_argument("--ticks", type=int, default=0, metavar="N", help="end after N ticks")
     if verb == "snapshots":
@@ -125,9 +136,11 @@ def _explain(arguments: argparse.Namespace) -> int:
 
     with agent_at(arguments.socket) as agent:
         answer = agent.Explain(pb.ExplainRequest(surface=arguments.surface), timeout=CALL_SECONDS)
+        broker = arguments.broker or agent.Status(pb.StatusRequest(), timeout=CALL_SECONDS).stream.target
+    fleet = _fleet(arguments, broker)
     if arguments.json:
         document = view.as_json(Snapshot(tick=answer.tick, tick_time_ns=answer.tick_time_ns, surfaces=answer.surfaces))
-        print(json.dumps(document | {"sentences": list(answer.sentences)}, indent=2))
+        print(json.dumps(document | {"sentences": list(answer.sentences), "fleet": fleet}, indent=2))
     elif not answer.surfaces:
         print("no tick has been worked on yet")
     else:
@@ -142,8 +155,31 @@ def _explain(arguments: argparse.Namespace) -> int:
                 names = [name for name in observation.objects.names.values() if name]
                 if names:
                     print(f"  {observation.vantage} touched {', '.join(sorted(names)[:8])}")
+    if not arguments.json:
+        for sentence in fleet["sentences"]:
+            print(sentence)
     bad = any(view.phase_of(s) in ("ALARM", "CRITICAL") for s in answer.surfaces)
     return exits.FOUND if bad else exits.OK
+
+
+def _fleet(arguments: argparse.Namespace, broker: str) -> dict[str, Any]:
+    """What the fleet's decision says, for people and in full; "state" is missing where no broker answers."""
+    from google.protobuf.json_format import MessageToDict
+
+    from mvps.cli.fleet import fleet_state, fleet_troubles
+
+    if not broker:
+        return {"sentences": ["the agent has no broker: nobody compares this host with others (--broker names one)."]}
+    try:
+        state = fleet_state(arguments, broker, _BROKER_SECONDS)
+    except exits.Failure as failure:
+        return {"sentences": [f"the fleet is not known here: {failure}"]}
+    named = fleet_troubles(state)
+    if not named:
+        known = [kind.kind for kind in state.kinds if kind.reporting]
+        said = f"decided are {', '.join(known)}, and nobody is named" if known else "there is no decision yet"
+        named = [f"fleet of {state.hosts} hosts, up to {state.f} of which may lie: {said}."]
+    return {"sentences": named, "state": MessageToDict(state, preserving_proto_field_name=True)}
 
 
 def _snapshots(arguments: argparse.Namespace) -> int:

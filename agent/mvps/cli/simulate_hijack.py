@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from mvps.robust.hijack import BundleStudy, CascadeStudy
 
 
+# Made by packaging/made_up_internet.py.
+_SHIPPED = Path(__file__).parent / "made-up.as-rel.txt"
+
+
 def declare(add: AddAction) -> None:
     """Arguments of ``mvps simulate hijack``."""
     hijack = add(
@@ -30,14 +34,14 @@ def declare(add: AddAction) -> None:
         "  mvps simulate hijack --vantages 16 --liars 3 --rov 0.5\n"
         "  mvps simulate hijack --as-rel 20260101.as-rel2.txt.bz2 --hijacker 64500 --origin 64496 --json\n"
         "AS relationships are CAIDA's serial-1 or serial-2 files, plain, .gz or .bz2; you supply them. Without one\n"
-        "the graph is made up, and the same for the same --seed.\n"
+        "it is the made-up graph of 400 ASes that ships, or with --ases another one, the same for the same --seed.\n"
         "exit codes: 0 done, 2 bad arguments or a file that is none, 4 the broker's packages are missing",
     )
     hijack.add_argument("--vantages", type=int, default=5, metavar="N", help="of them all (default %(default)s)")
     hijack.add_argument("--liars", type=int, default=1, metavar="F", help="below N/2 (default %(default)s)")
     hijack.add_argument("--events", type=int, default=300, metavar="E", help="observed paths a tick (default 300)")
     graph = hijack.add_mutually_exclusive_group()
-    graph.add_argument("--ases", type=int, default=400, metavar="N", help="of the made-up graph (default 400)")
+    graph.add_argument("--ases", type=int, metavar="N", help="make a graph of N ASes up (default: the one that ships)")
     graph.add_argument("--as-rel", type=Path, metavar="FILE", help="AS relationships to read instead")
     hijack.add_argument("--hijacker", type=int, metavar="ASN", help="default: one of the smallest networks")
     hijack.add_argument("--origin", type=int, metavar="ASN", help="the legitimate one; default likewise")
@@ -86,9 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _graph(arguments: argparse.Namespace) -> AsGraph:
     from mvps.robust.as_graph import MAX_LINE, parse_relationships, synthetic_internet
 
-    path: Path | None = arguments.as_rel
-    if path is None:
+    if arguments.ases is not None:
         return synthetic_internet(arguments.ases, arguments.seed)
+    path: Path = arguments.as_rel or _SHIPPED
     try:
         with _opened(path) as raw:
             text = io.TextIOWrapper(raw, encoding="ascii", errors="replace")

@@ -187,10 +187,24 @@ def _audit_one(path: Path, arguments: argparse.Namespace, trusted: Trusted, rema
         "first_leaf": result.first,
         "leaves": result.leaves,
         "checkpoints": result.checkpoints,
+        "distances": _distances(result.newest),
         "findings": [finding._asdict() for finding in result.findings],
         "remarks": [*remarks, *result.remarks],
         "snapshots": snapshots,
     }
+
+
+def _distances(newest: Signed | None) -> dict[str, Any] | None:
+    """The pair that the newest checkpoint binds, and whose it is; None where there is none."""
+    from mvps.trust.checkpoint import CheckpointError
+
+    try:
+        d2 = newest.checkpoint.binding.d2 if newest is not None else None
+    except CheckpointError:  # of another log than a broker's
+        d2 = None
+    if d2 is None:
+        return None
+    return {"of": "fleet" if d2.of_fleet else "vantages", "minimax": d2.minimax, "max": d2.largest}
 
 
 def _snapshot(text: str) -> tuple[str, int]:
@@ -289,6 +303,8 @@ def _text(shown: dict[str, Any]) -> str:
             f"signed     {shown['size']} leaves, root {shown['root']}",
             f"cosigned   {shown['cosigned_size']} leaves" + _by(shown["cosigned_by"]),
         ]
+    if (d2 := shown["distances"]) is not None:
+        lines.append(f"distances  D^2_minimax {d2['minimax']:.2f}, D^2_max {d2['max']:.2f}, of the {d2['of']}")
     lines.append(f"on disk    {shown['leaves']} leaves from {shown['first_leaf']}, {shown['checkpoints']} checkpoints")
     lines += [f"remark     {remark}" for remark in shown["remarks"]]
     for one in shown["snapshots"]:

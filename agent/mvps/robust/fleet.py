@@ -23,7 +23,7 @@ the *whole* fleet name nobody, simulated for each N and f (:func:`simulate_theta
 source's 0.6 is enough from 8 hosts on, except for f near N/2.
 
 **A single source is no liar yet.** An honest host with a real fault diverges just so. It is a LOCAL_FAULT unless there
-is evidence against it from elsewhere; only then is it SUSPECTED_BYZANTINE.
+is evidence against it other than its distance; only then is it SUSPECTED_BYZANTINE.
 
 What a host says is clipped to [-4, 1000], and NaN is no report: no liar buys silence for more than four ordinary hosts'
 worth of sum.
@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +43,7 @@ from mvps.coherence.distance import LEVELS
 from mvps.coherence.observation import FloatArray
 from mvps.coherence.phase import LOG_LEVELS, Hysteresis, Phase, deviance, phase_of
 from mvps.coherence.tail import IndexArray, Tail, contaminated
-from mvps.robust.median import GeometricMedian, c2_gm, divergences, geometric_median
+from mvps.robust.median import GeometricMedian, c2_gm, c2_gm_seed, divergences, geometric_median
 
 SEED_THETA = 0.6
 DOF = 3
@@ -56,13 +56,14 @@ _LEAST_SCALE = 0.1
 
 
 class Evidence(enum.IntFlag):
-    """What speaks against a host other than its own figures. Only the broker or another vantage may set one.
+    """What speaks against a host other than how far it is. Only the broker sets one.
 
-    WITNESS: its vantage and the witness of the same state disagree as judged by the broker. REPLAY, SEAL: a replayed
-    counter or a broken seal *on its own authenticated stream* (a stranger could send either, to frame it).
-    EQUIVOCATION: two bodies under one counter. CLONE: two live streams of one generation. CONSERVATION: its figures
-    break a law that others' figures state with it, as bytes sent on a path and received. DECISION: the decision that it
-    reported does not follow from the figures that it reported.
+    WITNESS: its vantage's own checks fail tick after tick, witness or conservation law (mvps.robust.disagreement).
+    REPLAY, SEAL: a replayed counter or a broken seal *on its own authenticated stream* (a stranger could send either,
+    to frame it). EQUIVOCATION: two bodies under one counter. CLONE: two live streams of one generation. CONSERVATION:
+    its figures break a law that the broker can check: the events behind a distribution are those that it reports, and
+    no label has fewer than none. DECISION: the decision that it reported does not follow from the figures that it
+    reported.
     """
 
     NONE = 0
@@ -80,23 +81,6 @@ class Label(enum.StrEnum):
 
     LOCAL_FAULT = "LOCAL_FAULT"
     SUSPECTED_BYZANTINE = "SUSPECTED_BYZANTINE"
-
-
-# ---- input
-
-
-def table(hosts: Sequence[str], kinds: Sequence[str], said: Iterable[tuple[str, Mapping[str, float]]]) -> FloatArray:
-    """z (hosts, kinds) from what hosts said, (host, {kind: z}); NaN where a host or a kind is missing.
-
-    Hosts and kinds that are not listed are passed over.
-    """
-    row = {host: index for index, host in enumerate(hosts)}
-    z = np.full((len(hosts), len(kinds)), np.nan)
-    for host, values in said:
-        at = row.get(host)
-        if at is not None:
-            z[at] = [values.get(kind, math.nan) for kind in kinds]
-    return z
 
 
 # ---- statistics of a tick
@@ -297,17 +281,27 @@ class Settled(NamedTuple):
 # ---- coherence across hosts
 
 
+class KindCoherence(NamedTuple):
+    """C_2^gm of one kind across hosts: ours, and the seed's form (-inf where it is infinite) about the same median."""
+
+    c2_gm: float
+    c2_gm_seed: float
+    median: GeometricMedian
+
+
 def kind_coherence(
     p: FloatArray, f: int, events: FloatArray | None = None, pseudo: float = 1.0, start: FloatArray | None = None
-) -> tuple[float, GeometricMedian]:
-    """C_2^gm of one kind's distributions p (hosts, A) over the hosts that reported, and their geometric median.
+) -> KindCoherence:
+    """C_2^gm of one kind's distributions p (hosts, A) over the hosts that reported.
 
-    start: the median's weights of the last tick, over the same hosts. It moves only when a fair share of the hosts do,
-    and is shown beside the decision, which does not use it.
+    events: (hosts,) behind each, to take the count bias off ours. start: the median's weights of the last tick, over
+    the same hosts. It moves only when a fair share of the hosts do, and is shown beside the decision, which does not
+    use it.
     """
     # Six digits are more than a distribution of counted events has.
     median = geometric_median(p, start, tolerance=1e-6)
-    return c2_gm(divergences(p, median.point, events, pseudo), f), median
+    ours = c2_gm(divergences(p, median.point, events, pseudo), f)
+    return KindCoherence(ours, c2_gm_seed(p, median.point), median)
 
 
 # ---- theta

@@ -192,6 +192,6 @@ def c2_gm_seed(p: FloatArray, centre: FloatArray) -> float:
     lacking = (p > 0.0) & (centre <= 0.0)
     if lacking.any():
         return -math.inf
-    ratio = np.log2(np.maximum(p, TINY)) - np.log2(np.maximum(centre, TINY))
-    divergence = float((p * ratio).sum(axis=1).mean())
+    # KL(p_v || gm) = -H(p_v) - p_v . log gm: the second logarithm is one of the centre alone.
+    divergence = -float(entropy(p).mean()) - float(p.mean(axis=0) @ np.log2(np.maximum(centre, TINY)))
     return 1.0 - divergence / math.log2(max(min(number, labels), 2))

@@ -179,3 +179,33 @@ def null_law(ticks: int, axes: int, replicates: int = REPLICATES, seed: int = 0)
     excess = spread * axes - 2.0
     dof = min((2.0 * axes - 4.0 + 4.0 * spread * axes) / excess, 1e6) if excess > 0.0 else 1e6
     return NullLaw(axes, mean * (dof - 2.0) / dof, dof, consistency)
+
+
+def hardin_rocke_law(ticks: int, axes: int) -> NullLaw:
+    """Law of D^2 about the *raw*, consistent MCD scatter of ``ticks`` Gaussian ticks (Hardin & Rocke 2005, eq. 3.2).
+
+    D^2 ~ p m / (m - p + 1) F(p, m - p + 1) for a tick that is outside the subset of h = (n + p + 1) // 2: the scatter
+    is taken for a Wishart matrix of m degrees of freedom, from the asymptotic variance of its diagonal (Croux &
+    Haesbroeck 1999) times the source's interpolation exp(.725 - .00663 p - .0780 ln n) between simulations. It is here
+    to be compared with :func:`null_law`: our scatter is reweighted, which a raw one's law does not describe. ValueError
+    where m leaves no degree of freedom.
+    """
+    n, p = ticks, axes
+    if n <= 2 * p:
+        raise ValueError(f"a law needs more than {2 * p} ticks for {p} axes, got {n}")
+    kept = ((n + p + 1) // 2) / n
+    q = chi2_ppf(kept, p)
+    inner2, inner4 = chi2_cdf(q, p + 2), chi2_cdf(q, p + 4)
+    factor = kept / inner2
+    # The influence of a tick on a diagonal element, and its variance.
+    b1 = factor * inner4 / kept
+    b2 = 0.5 + factor / kept * (-inner4 / 2.0 - q / p * (kept - inner2) / 2.0)
+    away = b1 - p * b2
+    variance = kept * b1**2 * ((1.0 - kept) * (factor * q / p - 1.0) ** 2 - 1.0)
+    variance += inner4 * factor**2 * (3.0 * away**2 + (p + 2) * b2 * (b1 + away))
+    variance /= n * (b1 * away * kept * factor) ** 2
+    m = 2.0 / (factor**2 * variance) * math.exp(0.725 - 0.00663 * p - 0.0780 * math.log(n))
+    dof = m - p + 1.0
+    if not dof > 0.0:
+        raise ValueError(f"{n} ticks of {p} axes are worth {m:.1f} degrees of freedom, fewer than the axes")
+    return NullLaw(p, m / dof, dof, 1.0)

@@ -130,10 +130,13 @@ class Batch:
     def duplicate(self, index: int, /) -> bool: ...
     def figures(self, index: int, /) -> Figures | None:
         """None unless it is accepted."""
-    def own_distances(self, index: int, /) -> list[tuple[str, float]]:
-        """(vantage, standardised distance to its own baseline) of every observation of an accepted item that has one.
+    def observations(self, index: int, /) -> tuple[bytes, bytes, bytes]:
+        """Every observation of an accepted item that says how far its vantage is from its own baseline.
 
-        Of all its surfaces, in their order; a vantage name may come twice. Empty unless it is accepted.
+        Of all its surfaces, in their order: vantage names, a line end between two of them (a name may come twice);
+        a row of six little-endian float64 each: own distance in standard deviations, events, checks done, checks
+        violated, unchanged_ticks, labels of the distribution (0 where none travelled); the distributions one after
+        the other, little-endian float32. All empty unless the item is accepted.
         """
     def settle(self, index: int, reason: RejectReason | None, /) -> None:
         """A repeat is a duplicate (None) or refused. ValueError for what is no repeat."""

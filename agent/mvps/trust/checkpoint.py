@@ -6,10 +6,15 @@ writes exactly three (ours)::
 
     mvps-bundle <end of the bundle period, RFC 3339, UTC, whole seconds>
     mvps-manifest <base64 of the SHA-256 of the epoch manifest's text, or "none">
-    mvps-d2 <D^2_minimax> <D^2_max>, or "none" when no vantage reported in that period
+    mvps-fleet-d2 <D^2_minimax> <D^2_max>
+      or, where the fleet has no decision,  mvps-d2 <D^2_minimax> <D^2_max>
+      or, where no vantage reported either, mvps-d2 none
 
-D^2 is the largest Mahalanobis distance a vantage reported in the period. D^2_max is the largest over the vantages,
-D^2_minimax the smallest that this maximum becomes when up to f vantages are left out (:func:`worst_case`).
+The name of the third line says whose distances these are. The fleet's: the largest D^2_minimax and the largest D^2_max
+of its decisions that were made in the period, over all kinds of vantage (mvps.robust.fleet). The vantages', which is
+all that brokers wrote at first: D^2 is the largest Mahalanobis distance a vantage reported in the period,
+D^2_max the largest of them, and D^2_minimax the smallest that this becomes when up to f vantages are left out
+(:func:`worst_case`). A fleet has no decision below three hosts, while it calibrates, and without a quorum.
 
 A proof file holds the leaf data as its "extra" line (ours). It is trusted no more than any other: its hash has to
 lead to the root.
@@ -34,6 +39,7 @@ _MAX_EXTENSIONS: Final = 16
 _BUNDLE: Final = "mvps-bundle "
 _MANIFEST: Final = "mvps-manifest "
 _D2: Final = "mvps-d2 "
+_FLEET_D2: Final = "mvps-fleet-d2 "
 _NONE: Final = "none"
 _PROOF: Final = "c2sp.org/tlog-proof@v1\n"
 
@@ -43,10 +49,11 @@ class CheckpointError(Exception):
 
 
 class Distances(NamedTuple):
-    """D^2 of a bundle, with and without the f worst vantages."""
+    """D^2_minimax and D^2_max of a period. of_fleet: of the fleet's decisions, else of what vantages reported."""
 
     minimax: float
     largest: float
+    of_fleet: bool = False
 
 
 class Binding(NamedTuple):
@@ -65,8 +72,12 @@ class Binding(NamedTuple):
         return (
             _BUNDLE + datetime.fromtimestamp(self.period_end_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             _MANIFEST + (_NONE if self.manifest is None else base64.b64encode(self.manifest).decode()),
-            _D2 + (_NONE if self.d2 is None else f"{float(self.d2.minimax)!r} {float(self.d2.largest)!r}"),
+            _D2 + _NONE if self.d2 is None else _distances_line(self.d2),
         )
+
+
+def _distances_line(d2: Distances) -> str:
+    return f"{_FLEET_D2 if d2.of_fleet else _D2}{float(d2.minimax)!r} {float(d2.largest)!r}"
 
 
 class Checkpoint(NamedTuple):
@@ -108,7 +119,7 @@ def parse_checkpoint(text: str) -> Checkpoint:
 
 
 def worst_case(d2: Iterable[float], f: int) -> Distances | None:
-    """The pair a checkpoint binds (ours, until fleet coherence gives it).
+    """The pair a checkpoint binds where the fleet has no decision (ours).
 
     d2: largest D^2 of each vantage in the period; f: vantages that may lie. Leaving out the f largest is the best of
     all removals, so the minimax is the (f+1)-th largest, and 0 if no more than f vantages reported. None if nobody did.
@@ -172,14 +183,18 @@ def parse_proof(data: bytes) -> InclusionProof:
 
 
 def _binding(extensions: tuple[str, ...]) -> Binding:
-    if len(extensions) != 3 or not all(map(str.startswith, extensions, (_BUNDLE, _MANIFEST, _D2))):
+    heads = (_BUNDLE,), (_MANIFEST,), (_D2, _FLEET_D2)
+    if len(extensions) != len(heads) or not all(map(str.startswith, extensions, heads)):
         raise CheckpointError("the extension lines of this checkpoint are not those of an MVPS broker")
     bundle, manifest, d2 = (line.partition(" ")[2] for line in extensions)
     try:
         if not _TIME.fullmatch(bundle):
             raise ValueError(bundle)
         period_end_s = int(datetime.strptime(bundle, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp())
-        pair = None if d2 == _NONE else Distances(*map(float, d2.split(" ")))
+        pair = None
+        if d2 != _NONE:
+            minimax, largest = map(float, d2.split(" "))
+            pair = Distances(minimax, largest, of_fleet=extensions[2].startswith(_FLEET_D2))
         binding = Binding(period_end_s, None if manifest == _NONE else _hash(manifest), pair)
     except (ValueError, TypeError, OverflowError):
         raise CheckpointError(f"the extension lines of this checkpoint are malformed: {extensions}") from None
