@@ -1075,12 +1075,9 @@ static bool write_observation(void *context, const struct observation *one)
 {
     struct observations *all = context;
     const double row[OBSERVATION_FIGURES] = {
-        one->own_distance,
-        one->events,
-        one->checked,
-        one->violated,
-        (double)one->unchanged,
-        (double)(one->distribution.size / sizeof(float)),
+        one->own_distance,      one->events,
+        one->checked,           one->violated,
+        (double)one->unchanged, (double)(one->distribution.size / sizeof(float)),
     };
     // A name holds no line end: the gate has looked.
     if (all->count++)

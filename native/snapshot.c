@@ -403,6 +403,7 @@ static void check_vector(struct check *check, struct span data, struct surface_f
         case COHERENCE_VECTOR_C2:
         case COHERENCE_VECTOR_C3:
         case COHERENCE_VECTOR_C2_PLAIN:
+        case COHERENCE_VECTOR_C4:
             unit(check, real(&field));
             break;
         case COHERENCE_VECTOR_HAMILTONIAN:
@@ -543,6 +544,10 @@ static void check_surface(struct check *check, struct span data, struct names *s
             break;
         case SURFACE_VECTOR:
             check_vector(check, field.data, figures);
+            break;
+        case SURFACE_LATERAL:
+            if (field.value > LATERAL_LAST)
+                invalid(check, "a lateral label that does not exist");
             break;
         case SURFACE_DECISION:
             check_decision(check, field.data, figures, &quiet);

@@ -40,6 +40,21 @@ def test_it_says_what_the_report_said() -> None:
     assert "capitals" not in str(surface)
 
 
+def test_the_worst_topic_travels_without_its_name() -> None:
+    made, source = group(), Source(4)
+    for _ in range(SCALE + BASE):
+        quiet = made.step(source.round())
+    for _ in range(30):
+        report = made.step(source.round(brittle="sums"))
+    assert surface_of(quiet, "g", "0", "empirical").lateral == pb.LATERAL_NONE
+    surface = surface_of(report, "g", "0", "empirical")
+    assert surface.lateral == pb.LATERAL_COHERENT_BUT_FALSE
+    assert surface.vector.c4 == report.worst_c4
+    assert surface.vector.c4 < 0.6
+    assert "sums" not in str(surface)
+    assert ReportedSurfaces().take(surface, 10**9) == ""
+
+
 def test_while_it_calibrates_there_is_no_decision() -> None:
     made, source = group(), Source(2)
     surface = surface_of(made.step(source.round()), "g", "0", "empirical")

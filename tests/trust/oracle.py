@@ -482,9 +482,10 @@ def _surface(faults: Faults, surface: pb.Surface) -> None:
     faults.limit(len(surface.observations) + len(surface.missing), limits.MAX_VANTAGES_PER_SURFACE)
     _unique(faults, [*(o.vantage for o in surface.observations), *surface.missing])
     vector = surface.vector
-    for axis in ("c1", "c2", "c3", "c2_plain"):
+    for axis in ("c1", "c2", "c3", "c2_plain", "c4"):
         if vector.HasField(axis):
             _unit(faults, getattr(vector, axis))
+    faults.require(surface.lateral in pb.Lateral.values())
     faults.require(math.isfinite(vector.hamiltonian) and math.isfinite(vector.s))
     for observation in surface.observations:
         _observation(faults, observation)

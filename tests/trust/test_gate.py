@@ -98,8 +98,9 @@ def sample() -> pb.Snapshot:
             pb.Surface(
                 name="kernel",
                 vector=pb.CoherenceVector(
-                    c1=1.0, c2=0.97, c3=0.9, c2_plain=0.0, hamiltonian=0.13, s=-1.2, farthest="mm"
+                    c1=1.0, c2=0.97, c3=0.9, c2_plain=0.0, c4=0.4, hamiltonian=0.13, s=-1.2, farthest="mm"
                 ),
+                lateral=pb.LATERAL_COHERENT_BUT_FALSE,
                 decision=pb.Decision(
                     phase=pb.PHASE_BAU,
                     raw_phase=pb.PHASE_SHIFTED,
@@ -277,6 +278,11 @@ VALUES = [
     (put(V + "c1", math.nan), INVALID),
     (put(V + "c3", -1e-300), INVALID),
     (put(V + "c2_plain", math.inf), INVALID),
+    (put(V + "c4", 1.5), INVALID),
+    (put(V + "c4", 0.5), None),
+    (put(S + "lateral", 2), None),
+    (put(S + "lateral", 3), INVALID),
+    (put(S + "lateral", -1), INVALID),
     (put(V + "hamiltonian", math.inf), INVALID),
     (put(V + "hamiltonian", -1.0), None),
     (put(V + "s", math.nan), INVALID),
@@ -599,9 +605,10 @@ def valid_surfaces(draw: st.DrawFn, name: str) -> pb.Surface:
     unit = st.floats(0, 1)
     finite = st.floats(allow_nan=False, allow_infinity=False)
     surface = pb.Surface(name=name, calibrated_ticks=draw(st.integers(0, 2**32 - 1)))
-    for axis in draw(st.sets(st.sampled_from(["c1", "c2", "c3", "c2_plain"]))):
+    for axis in draw(st.sets(st.sampled_from(["c1", "c2", "c3", "c2_plain", "c4"]))):
         setattr(surface.vector, axis, draw(unit))
     surface.vector.s = draw(finite)
+    surface.lateral = draw(st.integers(0, 2))  # type: ignore[assignment]
     for vantage in vantages[2:]:
         labels = draw(st.integers(0, limits.MAX_LABELS))
         checked = draw(st.floats(0, 1e9))

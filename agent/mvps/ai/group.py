@@ -78,10 +78,10 @@ class Report:
     state: "scales", "baseline" or "watching", with done and needed ticks. axes: by name, None when absent. phase: after
     hysteresis, raw_phase: of this round alone, None before there is a baseline; d2 to dof belong to them. cutoffs: of
     d2, for WATCH, ALARM, CRITICAL. lateral: of this round's family; brittle: all families labelled CBF. c4: averaged,
-    of this family. graded: wrong answers and graded answers of this round. golden: family -> wrong and graded answers,
-    asked because it was labelled CBF. suspects: most certain first. asked: replica -> questions of this round and how
-    many gave nothing to compare. outcomes: replica -> outcome -> answers since the start. notes: what a reader has to
-    know to take the rest rightly.
+    of this family; worst_c4: of the family where it is lowest. graded: wrong and graded answers of this round. golden:
+    family -> wrong and graded answers, asked because it was labelled CBF. suspects: most certain first. asked: replica
+    -> questions of this round and how many gave nothing to compare. outcomes: replica -> outcome -> answers since the
+    start. notes: what a reader has to know to take the rest rightly.
     """
 
     index: int
@@ -101,6 +101,7 @@ class Report:
     lateral: str
     brittle: tuple[str, ...]
     c4: float | None
+    worst_c4: float | None
     graded: tuple[int, int]
     golden: Mapping[str, tuple[int, int]]
     suspects: tuple[Suspect, ...]
@@ -332,6 +333,7 @@ class Group:
             self._lateral.get(seen.family, cbf.State()).label.name,
             tuple(sorted(name for name, one in self._lateral.items() if one.label is cbf.Lateral.CBF)),
             average.value if average else None,
+            min((one.value for one in self._c4.values() if one.value is not None), default=None),
             (0, 0) if seen.wrong is None else (int(np.nansum(seen.wrong)), int((~np.isnan(seen.wrong)).sum())),
             {},
             self._suspects,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A report as a surface of the host's snapshots: axes, decision, and how many answers each replica owed.
 
-Only what the snapshot's schema has a place for. The schema has none for C_4 and the lateral label yet; they stay in the
-report. Families, which may say what users ask about, never travel (001 sec. 28).
+C_4 is that of the worst family, and the label is set if any family's is. Which family it is stays in the report:
+families may say what users ask about (001 sec. 28).
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ def surface_of(report: Report, group: str, baseline_id: str, mode: str) -> pb.Su
         vector.c2 = c2
     if plain is not None:
         vector.c2_plain = min(max(plain, 0.0), 1.0)  # beyond W2_max the source's form leaves its range
+    if report.worst_c4 is not None:
+        vector.c4 = report.worst_c4
+        surface.lateral = pb.LATERAL_COHERENT_BUT_FALSE if report.brittle else pb.LATERAL_NONE
     vector.hamiltonian = hamiltonian((c1, c2))
     vector.farthest = report.suspects[0].replica if report.suspects else ""
     for replica, (asked, failed) in report.asked.items():

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from mvps.v1.snapshot_pb2 import Contribution, Phase, Surface
+from mvps.v1.snapshot_pb2 import Contribution, Lateral, Phase, Surface
 
 AXIS_WORDS = {
     "c1": "C_1 (broken checks, or paths that vary where they did not)",
@@ -39,6 +39,11 @@ def sentence(surface: Surface) -> str:
             parts.append("due to " + " and ".join(AXIS_WORDS.get(name, name) for name in axes))
         if surface.vector.farthest:
             parts.append(f"{surface.vector.farthest} is farthest from its own usual, {surface.vector.s:+.1f} sigma")
+    if surface.lateral == Lateral.LATERAL_COHERENT_BUT_FALSE:
+        parts.append(
+            "COHERENT_BUT_FALSE: answers to some topic agree and do not survive rephrasing, "
+            f"C_4 = {surface.vector.c4:.2f}; check it against a golden set"
+        )
     if surface.missing:
         parts.append(f"without {', '.join(surface.missing)}, which did not report")
     return "; ".join(parts) + "."

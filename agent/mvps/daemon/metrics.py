@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING
 
 from mvps.daemon.config import split_address
 from mvps.daemon.state import AgentState, Distribution
-from mvps.v1.snapshot_pb2 import Phase, Surface
+from mvps.v1.snapshot_pb2 import Lateral, Phase, Surface
 
 if TYPE_CHECKING:
     from mvps.probes.cost import RunTotals
 
 CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-AXES = ("c1", "c2", "c3", "c2_plain")
+AXES = ("c1", "c2", "c3", "c2_plain", "c4")
 PHASES = ("CALIBRATING", "BAU", "WATCH", "ALARM", "CRITICAL", "SHIFTED")
+LATERALS = ("NONE", "COHERENT_BUT_FALSE")
 VANTAGE_STATES = ("ok", "degraded", "failed")
 
 # A scraper that does not speak for this long loses its turn; requests are served one at a time.
@@ -68,6 +69,11 @@ def _lines(state: AgentState, programs: Mapping[str, RunTotals]) -> Iterator[str
     yield from _family("mvps_phase", "stateset", "Phase of each surface after hysteresis.")
     for surface in surfaces:
         yield from _states("mvps_phase", {"surface": surface.name}, PHASES, phase_name(surface))
+    yield from _family("mvps_lateral", "stateset", "Label beside the phase, where a language model is watched.")
+    for surface in surfaces:
+        if surface.lateral:
+            label = Lateral.Name(surface.lateral).removeprefix("LATERAL_")
+            yield from _states("mvps_lateral", {"surface": surface.name}, LATERALS, label)
     yield from _family("mvps_s", "gauge", "Largest standardised own distance of a surface.")
     for surface in surfaces:
         yield _sample("mvps_s", {"surface": surface.name}, surface.vector.s)
