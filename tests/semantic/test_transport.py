@@ -189,6 +189,7 @@ def test_samples_of_one_law_are_far_apart_in_high_dimension():
         (np.zeros(3), "rows of embeddings"),
         (np.array([[math.nan]]), "not finite"),
         (np.array([[math.inf]]), "not finite"),
+        (np.array([[1e30], [-1e30]], dtype=np.float32), "too large"),
         (np.zeros((2, 1), dtype=np.float16), "single or double precision"),
         (np.zeros((2, 2)), "one encoder"),
         (np.zeros((5000, 1)), "sliced distance"),
@@ -196,9 +197,9 @@ def test_samples_of_one_law_are_far_apart_in_high_dimension():
 )
 def test_bad_clouds_are_refused(x: np.ndarray, message: str):
     with pytest.raises(ValueError, match=message):
-        transport(x, np.zeros((max(len(x), 1), 1)))
+        transport(x, np.zeros((max(len(x), 1), 1), x.dtype))
     with pytest.raises(ValueError, match=message):
-        transport(np.zeros((max(len(x), 1), 1)), x)
+        transport(np.zeros((max(len(x), 1), 1), x.dtype), x)
 
 
 def test_other_sizes_have_a_lower_limit():
