@@ -60,8 +60,9 @@ class Ema(NamedTuple):
 def delta(same_meaning: FloatArray, level: float = 0.95) -> Delta:
     """delta_4 such that a new same-meaning distance is at most it with probability ``level`` (split conformal).
 
-    same_meaning: distances between answers known to mean the same, of prompts that will not be judged by it. ValueError
-    when there are too few for the level, 19 for .95.
+    same_meaning: distances between answers known to mean the same, of prompts that will not be judged by it; one per
+    prompt, since those of one prompt depend on each other and promise more than they keep. ValueError when there are
+    too few for the level, 19 for .95.
     """
     if not 0.0 < level < 1.0:
         raise ValueError(f"the level of delta_4 lies between 0 and 1, not at {level}")

@@ -33,7 +33,6 @@ from mvps.semantic.transport import Points
 
 LEAST_ROWS = 4
 MOST_ROWS = 1 << 12  # of an exact Gram matrix
-EXACT_ROWS = 512  # 001 sec. 5.5: beyond it, random projections
 RANK = 64
 LAYER_GROUPS = ("early", "middle", "late")
 # Weights below this share of the uniform weight are taken as this: their logarithm is rounding of the softmax.
@@ -93,7 +92,7 @@ class Reduced(NamedTuple):
 
 
 def reduce(features: Points, rank: int = RANK, seed: int = 0) -> Reduced:
-    """Prepare features (n, d) of many rows for :func:`cka_projected`: once per replica, in O(n d rank).
+    """Prepare features (n, d) of many rows, more than 512 (001 sec. 5.5), for :func:`cka_projected`: once per replica.
 
     Nothing is projected when there are no more than ``rank`` dimensions. One seed for a whole deployment.
     """

@@ -34,7 +34,7 @@ Points = NDArray[np.floating[Any]]
 
 MOST_CELLS = 1 << 22  # an assignment of 2048 points: about half a second
 MOST_CELLS_PROGRAM = 1 << 18  # a linear program of 512 by 512
-NOT_FINITE = "a token cloud has embeddings that are not finite: check the encoder's output"
+NOT_FINITE = "a token cloud has embeddings that are not finite, or too large: check the encoder's output"
 _CHEAPEST = 16  # cells per point that the first program, and every further one, takes in
 _ROUNDS = 200
 _CONVERGED = 1e-6
@@ -93,8 +93,8 @@ def transport(x: Points, y: Points, a: FloatArray | None = None, b: FloatArray |
     a, b: weights (n,) and (m,), >= 0 with a positive sum, equal by default; normalised to 1. ValueError for bad input
     and, before anything is allocated, for more cells n m than allowed; ArithmeticError if no plan is proven optimal.
     """
-    check_cloud(x)
-    check_cloud(y)
+    check_cloud(x, finite=False)
+    check_cloud(y, finite=False)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"clouds of {x.shape[1]} and {y.shape[1]} dimensions have no distance: use one encoder")
     assigned = a is None and b is None and len(x) == len(y)
@@ -106,7 +106,10 @@ def transport(x: Points, y: Points, a: FloatArray | None = None, b: FloatArray |
         )
     # Every plan pays |x_i|^2 and |y_j|^2 in full: the solvers search less without them.
     centre = 0.5 * (x.mean(axis=0) + y.mean(axis=0))
-    cost = (centre - x) @ (y - centre).T
+    with np.errstate(invalid="ignore", over="ignore"):
+        cost = (centre - x) @ (y - centre).T
+    if not np.isfinite(cost).all():
+        raise ValueError(NOT_FINITE)
     if assigned:
         rows, columns = linear_sum_assignment(cost)
         mass, gap = np.full(len(x), 1.0 / len(x)), 0.0
@@ -118,6 +121,8 @@ def transport(x: Points, y: Points, a: FloatArray | None = None, b: FloatArray |
         rows, columns = heavy[rows], light[columns]
     step = x[rows] - y[columns]
     squared = float(mass @ np.einsum("kd,kd->k", step, step))
+    if not math.isfinite(squared):
+        raise ValueError(NOT_FINITE)
     return Transport(squared, rows, columns, mass, gap)
 
 
