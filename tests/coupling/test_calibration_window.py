@@ -30,6 +30,11 @@ def test_a_coupling_that_changes_does_not_settle() -> None:
     assert curve[1].instability > 0.8 * curve[0].instability
 
 
+def test_a_coupling_that_stays_settles_however_strong() -> None:
+    for point in stability_curve(draw(4, 24_000, 0.0, 0.6), 3, (300, 1200)):
+        assert 0.7 * point.expected < point.instability < 1.1 * point.expected
+
+
 def test_needed_length() -> None:
     curve = stability_curve(draw(2, 60_000, 0.6), 3, (300, 1200))
     wanted = needed_length(curve, 0.05)

@@ -108,8 +108,8 @@ def calibrate(x: FloatArray, fall: FloatArray, seed: int = 0) -> DriftTransfer:
     """Transfer function from events (n,): exposure x >= 0 and observed fall of C_2^W2 (BAU level less level after).
 
     Least squares, the scale by search on a grid, the ceiling within [0, 1]; intervals by bootstrap over events, widened
-    for two fitted parameters. The residual limit is conformal: the ceil(.95 (n + 1))-th of the n residuals, each of a fit
-    without the tenth of the events that it belongs to.
+    for two fitted parameters. The residual limit is conformal: the ceil(.95 (n + 1))-th of the n residuals, each from a
+    fit without the tenth of the events that it belongs to.
     """
     x, fall = np.asarray(x, dtype=np.float64), np.asarray(fall, dtype=np.float64)
     if x.shape != fall.shape or x.ndim != 1 or not (np.isfinite(x).all() and np.isfinite(fall).all()):
