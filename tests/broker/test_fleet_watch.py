@@ -167,6 +167,11 @@ async def test_a_host_whose_own_checks_keep_failing_is_a_suspect_and_only_in_tha
     # f is 2: three hosts whose checks fail are a check that is wrong.
     await site.pass_ticks(IN_A_ROW, fault, fails=(*failing, ("host-07", "mm")))
     assert [source.label for source in site.kind("mm").sources] == [Label.LOCAL_FAULT]
+    # Two of them are set aside, and are not counted any more.
+    left = [host for host in HOSTS if host not in ("host-05", "host-07")]
+    site.watch.admit(site.cells * len(left), left, 2)
+    await site.pass_ticks(IN_A_ROW, fault, fails=(*failing, ("host-07", "mm")))
+    assert [source.label for source in site.kind("mm").sources] == [Label.SUSPECTED_BYZANTINE]
 
 
 async def test_coherence_about_the_median_stands_beside_the_decision_and_forgives_f_hosts(site: Site) -> None:
