@@ -19,6 +19,7 @@ import pytest
 from tests.waiting import comes_true, until
 from wire_samples import Host, Seen, packed, settings, snapshot
 
+from mvps.broker import fleet_baselines
 from mvps.broker.bundle import NO_FIGURES, Bundle, Report, Status
 from mvps.broker.fleet_watch import EVIDENCE_S, FleetWatch, KindView
 from mvps.broker.process import EmbeddedBroker
@@ -51,7 +52,7 @@ async def running(watch: FleetWatch) -> AsyncIterator[FleetWatch]:
 class Site:
     """Hosts whose own distances are drawn; ``add`` raises (host, kind) of one tick, ``fails`` fails a check of it.
 
-    liars show a distribution that nobody else does.
+    liars show a distribution that nobody else does, and mute hosts show none.
     """
 
     def __init__(self, watch: FleetWatch, cells: int = 1, f: int = 2) -> None:
@@ -68,6 +69,7 @@ class Site:
         silent: tuple[str, ...] = (),
         fails: tuple[tuple[str, str], ...] = (),
         liars: tuple[str, ...] = (),
+        mute: tuple[str, ...] = (),
     ) -> list[Bundle]:
         self.tick += 1
         z = self._draw.standard_normal((len(HOSTS), len(KINDS)))
@@ -84,7 +86,13 @@ class Site:
                     row[kind] += more * (who == host)
                 laws = shown[HOSTS.index(host)] if host not in liars else np.tile([0.0, 0.0, 0.0, 1.0], (len(KINDS), 1))
                 seen = [
-                    Seen(kind, far, checked=2.0, violated=float((host, kind) in fails), law=tuple(law.tolist()))
+                    Seen(
+                        kind,
+                        far,
+                        checked=2.0,
+                        violated=float((host, kind) in fails),
+                        law=() if host in mute else tuple(law.tolist()),
+                    )
                     for (kind, far), law in zip(row.items(), laws, strict=True)
                 ]
                 figures = NO_FIGURES._replace(observed=packed(*seen))
@@ -159,6 +167,11 @@ async def test_a_host_whose_own_checks_keep_failing_is_a_suspect_and_only_in_tha
     # f is 2: three hosts whose checks fail are a check that is wrong.
     await site.pass_ticks(IN_A_ROW, fault, fails=(*failing, ("host-07", "mm")))
     assert [source.label for source in site.kind("mm").sources] == [Label.LOCAL_FAULT]
+    # Two of them are set aside, and are not counted any more.
+    left = [host for host in HOSTS if host not in ("host-05", "host-07")]
+    site.watch.admit(site.cells * len(left), left, 2)
+    await site.pass_ticks(IN_A_ROW, fault, fails=(*failing, ("host-07", "mm")))
+    assert [source.label for source in site.kind("mm").sources] == [Label.SUSPECTED_BYZANTINE]
 
 
 async def test_coherence_about_the_median_stands_beside_the_decision_and_forgives_f_hosts(site: Site) -> None:
@@ -173,8 +186,13 @@ async def test_coherence_about_the_median_stands_beside_the_decision_and_forgive
     assert lied.coherence is not None
     assert lied.coherence.c2_gm == pytest.approx(quiet.coherence.c2_gm, abs=0.02)
     assert lied.coherence.c2_gm_seed < quiet.coherence.c2_gm_seed - 0.1
-    await site.pass_ticks(1, silent=tuple(HOSTS[:12]))
+    await site.pass_ticks(1, mute=tuple(HOSTS[:11]))
+    few = site.kind("mm")
+    assert few.decision is not None
+    assert (few.coherent, few.decision.reporting) == (5, 16)
+    await site.pass_ticks(1, mute=tuple(HOSTS[:12]))  # four are not more than 2f
     assert site.kind("mm").coherence is None
+    assert site.kind("mm").decision is not None
 
 
 async def test_a_restart_decides_at_once_and_another_f_does_not(tmp_path: Path) -> None:
@@ -199,6 +217,23 @@ async def test_a_restart_decides_at_once_and_another_f_does_not(tmp_path: Path) 
         site = Site(watch, f=3)
         await site.pass_ticks(1)
         assert site.kind("mm").phase is Phase.CALIBRATING
+
+
+async def test_a_kind_that_nobody_reports_any_more_is_not_kept_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "broker.db.fleet"
+    async with running(FleetWatch(calibration_ticks=120, keep=path)) as watch:
+        await Site(watch).pass_ticks(120)
+    kept = fleet_baselines.load(path)
+    assert kept is not None
+    fleet_baselines.save(path, kept._replace(kinds={**kept.kinds, "gone": kept.kinds["mm"]}))
+    async with running(FleetWatch(calibration_ticks=120, keep=path)) as watch:
+        site = Site(watch)
+        await site.pass_ticks(1)
+        assert not site.kind("gone").decision.quorate  # type: ignore[union-attr]
+        await site.pass_ticks(119)
+    again = fleet_baselines.load(path)
+    assert again is not None
+    assert tuple(again.kinds) == KINDS
 
 
 async def test_a_file_that_cannot_be_used_or_written_is_said_and_calibration_goes_on(tmp_path: Path) -> None:

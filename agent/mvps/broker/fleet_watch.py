@@ -236,6 +236,7 @@ class FleetWatch:
         for kind in kinds.values():  # sources and distributions are remembered by their place among the hosts
             if changed:
                 kind.settled = kind.settled._replace(recent=(), named=())
+                kind.disagreement = Disagreement(f)  # who has left must not count among the f
             if changed or kind.laws.hosts != len(hosts):
                 kind.laws = StandingLaws(len(hosts))
         # Names come from the hosts: a kind is one that liars alone cannot report.

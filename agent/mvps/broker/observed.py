@@ -134,7 +134,6 @@ class StandingLaws:
             self._laws = np.zeros((len(self._labels), labels))
             self._tick_ns[:] = 0
         mine = np.flatnonzero(said.labels == labels) if labels else came
-        self._tick_ns[said.host[came]] = 0
         self._tick_ns[said.host[mine]] = tick_ns
         self._laws[said.host[mine]] = said.laws(mine, labels)
         # A host of a longer period has its ticks somewhere within the lattice's.

@@ -37,9 +37,8 @@ from mvps.v1 import snapshot_pb2 as pb
 _RELATIVE: Final = 1e-3
 _ABSOLUTE: Final = 1e-2
 _LOG_P_TOLERANCE: Final = 5e-2
-# Counts that float32 may lose: of one event, and relative to all.
-_COUNT_ABSOLUTE: Final = 1e-3
-_COUNT_RELATIVE: Final = 1e-6
+# A count of a label, as a share of the pseudo-count, that may be missing: a thousand times what float32 loses of it.
+_COUNT_TOLERANCE: Final = 1e-4
 # Snapshots that wait to be looked at, and their bytes.
 _POOL_ITEMS: Final = 4096
 _POOL_BYTES: Final = 16 * 1024 * 1024
@@ -123,9 +122,8 @@ class DecisionCheck:
                 continue  # a heartbeat, or what the decision was not made from
             seen = True
             with np.errstate(all="ignore"):  # a baseline is a stranger's numbers
-                total = observation.events + pseudo
-                counts = p * total - pseudo * baseline.law_array[at]
-                if (counts < -(_COUNT_ABSOLUTE + _COUNT_RELATIVE * total)).any():
+                counts = p * (observation.events + pseudo) - pseudo * baseline.law_array[at]
+                if (counts < -_COUNT_TOLERANCE * pseudo).any():
                     return False
         return True if seen else None
 
