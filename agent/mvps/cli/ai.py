@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import aiohttp
 
     from mvps.ai.config import AiConfig
+    from mvps.ai.encoder import Encoder
     from mvps.ai.group import Group, Report
     from mvps.v1.snapshot_pb2 import Surface
 
@@ -112,6 +113,13 @@ def _session(config: AiConfig) -> aiohttp.ClientSession:
     )
 
 
+def _encoder(session: aiohttp.ClientSession, config: AiConfig) -> Encoder:
+    from mvps.ai.encoder import Encoder
+
+    named = config.encoder
+    return Encoder(session, named.url, named.model, key=_key(named.key_file), timeout_s=named.timeout_s)
+
+
 def _probe(arguments: argparse.Namespace) -> int:
     config = _read(arguments.config)
     with contextlib.suppress(KeyboardInterrupt):
@@ -121,7 +129,6 @@ def _probe(arguments: argparse.Namespace) -> int:
 
 async def _rounds(config: AiConfig, most: int, show: Callable[[Report], str]) -> None:
     from mvps.ai import kept, prompts
-    from mvps.ai.encoder import Encoder
     from mvps.ai.group import Group
     from mvps.ai.probe import Probe
     from mvps.ai.replica import Replica
@@ -163,13 +170,7 @@ async def _rounds(config: AiConfig, most: int, show: Callable[[Report], str]) ->
             )
             for one in config.replica
         ]
-        encoder = Encoder(
-            session,
-            config.encoder.url,
-            config.encoder.model,
-            key=_key(config.encoder.key_file),
-            timeout_s=config.encoder.timeout_s,
-        )
+        encoder = _encoder(session, config)
         probe = Probe(config, canaries, replicas, encoder, group)
         done = 0
         said = ""
@@ -277,7 +278,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 async def _ask_once(config: AiConfig) -> dict[str, dict[str, Any]]:
-    from mvps.ai.encoder import Encoder, EncoderError
+    from mvps.ai.encoder import EncoderError
     from mvps.ai.replica import Replica, Sampling
 
     found: dict[str, dict[str, Any]] = {}
@@ -289,13 +290,7 @@ async def _ask_once(config: AiConfig) -> dict[str, dict[str, Any]]:
             status = f"status {answer.status}" if answer.status not in {0, 200} else ""
             said = ", ".join(part for part in (str(answer.outcome), status, took) if part)
             found[one.name] = {"ok": answer.outcome.comparable, "said": said}
-        encoder = Encoder(
-            session,
-            config.encoder.url,
-            config.encoder.model,
-            key=_key(config.encoder.key_file),
-            timeout_s=config.encoder.timeout_s,
-        )
+        encoder = _encoder(session, config)
         try:
             vectors = await encoder.encode(["yes", "no"])
             found["encoder"] = {"ok": True, "said": f"{vectors.shape[1]} dimensions"}
