@@ -164,7 +164,7 @@ FAULTS: dict[str, tuple[ICPhase, tuple[float, ...]]] = {
 def confusion(windows: int) -> dict[str, Any]:
     """Settled phase at the end of 12 ticks of a fault, after 300 quiet ones: ar, the first axes correlate by .8.
 
-    Faults are shifts in BAU deviations; what is true is what was injected. Alarms are three ticks in a row over a limit:
+    Faults are shifts in BAU deviations; what is true is what was injected. Alarms are three ticks on end over a limit:
     of D^2_joint at 5 %, or of one of the surfaces at 2.5 %, as the usual pair of monitors would have it.
     """
 
