@@ -12,8 +12,8 @@ is nearer to its bar.
 
 *Rivals* in the same run: the largest of the nine correlations at lag 0 against the naive cut-off for independent ticks,
 the same with a cut-off simulated for the memory at hand, Bartlett's test on the ticks as they are, and for D^2 the
-sources' chi-square limits. Reported without a bar: quiet rates of the phases, power, how R_cross settles as the
-window grows, and the maximal Lyapunov exponent of the joint SDE over the strength of coupling.
+sources' chi-square limits. Reported without a bar: quiet rates of the phases, their confusion, power, how R_cross
+settles as the window grows, and the maximal Lyapunov exponent of the joint SDE over the strength of coupling.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mvps.coupling.event_response import event_response
 from mvps.coupling.independence import bartlett_p, independence_test
 from mvps.coupling.joint import Readings, hamiltonian, join
 from mvps.coupling.lead_lag import Lead, lead_lag
-from mvps.coupling.phases import PHASES, Settled, classify, phase_codes
+from mvps.coupling.phases import PHASES, ICPhase, Settled, classify, phase_codes
 
 SUMMARY = "coupling: false alarms of D^2, R_cross test, event response, lead and drift; power beside naive rivals"
 BAR_TICK_MS = 1.0
@@ -148,6 +148,55 @@ def known_covariance(ticks: int) -> dict[str, Any]:
         found = Distances(squares[:, :3].sum(axis=1), squares[:, 3:].sum(axis=1), added)
         share = np.bincount(phase_codes(found, SEED_LIMITS), minlength=len(PHASES)) / ticks
         rows[name] = {p.value: round(float(x), 6) for p, x in zip(PHASES, share, strict=True) if x}
+    return rows
+
+
+FAULTS: dict[str, tuple[ICPhase, tuple[float, ...]]] = {
+    "nothing": (ICPhase.JOINT_BAU, (0, 0, 0, 0, 0, 0)),
+    "network": (ICPhase.NET_LEADS, (0, 0, -6, 0, 0, 0)),
+    "AI": (ICPhase.AI_LEADS, (0, 0, 0, 0, -6, 0)),
+    "companions part": (ICPhase.COUPLED, (1.6, 0, 0, -1.6, 0, 0)),
+    "companions part a little": (ICPhase.COUPLED, (1.1, 0, 0, -1.1, 0, 0)),
+    "both": (ICPhase.CASCADING, (0, 0, -6, 0, -6, 0)),
+}
+
+
+def confusion(windows: int) -> dict[str, Any]:
+    """Settled phase at the end of 12 ticks of a fault, after 300 quiet ones: ar, the first axes correlate by .8.
+
+    Faults are shifts in BAU deviations; what is true is what was injected. Alarms are three ticks on end over a limit:
+    of D^2_joint at 5 %, or of one of the surfaces at 2.5 %, as the usual pair of monitors would have it.
+    """
+
+    def alarms(over: np.ndarray) -> bool:
+        return bool((over[:-2] & over[1:-1] & over[2:]).any())
+
+    sigma = np.eye(6)
+    sigma[0, 3] = sigma[3, 0] = 0.8
+    rng = np.random.default_rng(10)
+    rows: dict[str, Any] = {}
+    for name, (truth, shift) in FAULTS.items():
+        count = dict.fromkeys(PHASES, 0)
+        joint = pair = 0
+        for _ in range(windows):
+            z = series(rng, 332, 0.6, sigma)
+            baseline = fit_baseline(z[:300], SPLIT)
+            found = baseline.distances(z[320:] + 0.005 * np.array(shift))
+            settled = Settled()
+            for code in phase_codes(found, baseline.limits("finite-sample")):
+                settled = settled.step(PHASES[code])
+            count[settled.phase] += 1
+            net, ai, both = baseline.laws
+            joint += alarms(found.joint >= both.limit(1.0 - LEVEL))
+            half = 1.0 - LEVEL / 2.0
+            pair += alarms((found.net >= net.limit(half)) | (found.ai >= ai.limit(half)))
+        right = count[truth] + (count[ICPhase.COUPLED_SUM] if truth is ICPhase.COUPLED else 0)
+        rows[name] = {
+            "right": wilson(right, windows),
+            "labels": {phase.value: round(n / windows, 3) for phase, n in count.items() if n},
+            "joint alarms": wilson(joint, windows),
+            "two monitors alarm": wilson(pair, windows),
+        }
     return rows
 
 
@@ -424,6 +473,7 @@ def run(given: argparse.Namespace) -> Result:
         tick = joint_tick(2000 if given.full else 500)
         reported = {
             "phases, covariance known": known_covariance(4_000_000 if given.full else 400_000),
+            "confusion": confusion(windows),
             "power": power(windows, cuts),
             "window": window_curve(180_000 if given.full else 18_000),
             "lyapunov": exponents(given.full),

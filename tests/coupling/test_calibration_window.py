@@ -50,3 +50,10 @@ def test_refusals() -> None:
         stability_curve(z, 3, (12,))
     with pytest.raises(ValueError, match="positive"):
         needed_length(stability_curve(z, 3, (100,)), 0.0)
+
+
+def test_an_axis_that_varies_rarely_is_no_obstacle() -> None:
+    z = draw(5, 1000, 0.0)
+    z[:, 0] = 1.0
+    z[[500, 501], 0] = 0.9
+    assert np.isfinite(stability_curve(z, 3, (100,))[0].instability)

@@ -19,7 +19,7 @@ import numpy as np
 
 from mvps.coherence.observation import FloatArray
 from mvps.coupling.autoregression import effective_ticks, fit
-from mvps.coupling.cross import r_cross, varying
+from mvps.coupling.cross import part_covariance, r_cross, varying
 
 LEAST_WINDOWS = 4
 
@@ -41,7 +41,7 @@ def stability_curve(z: FloatArray, split: int, lengths: Sequence[int]) -> tuple[
     """
     z, split, _ = varying(z, split)
     n, p = z.shape
-    effective = effective_ticks(fit(z), split)
+    effective, variance = effective_ticks(fit(z), split), z.var(axis=0)
     curve = []
     for length in lengths:
         windows = n // length
@@ -51,7 +51,7 @@ def stability_curve(z: FloatArray, split: int, lengths: Sequence[int]) -> tuple[
                 f"{2 * p} ticks each"
             )
         parts = z[: windows * length].reshape(windows, length, p)
-        r = np.array([r_cross(np.cov(part, rowvar=False), split) for part in parts])
+        r = np.array([r_cross(part_covariance(part, variance), split) for part in parts])
         instability = math.sqrt(float(r.var(axis=0, ddof=1).mean()))
         expected = math.sqrt(float((n / effective).mean()) / length)
         curve.append(WindowStability(length, windows, instability, expected))

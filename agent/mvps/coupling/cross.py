@@ -31,6 +31,8 @@ from mvps.coupling.joint import BoolArray
 _Z95 = 1.959963984540054
 _LEAST_VARIANCE = 1e-12  # as in coherence.distance: below it an axis does not vary
 _LEAST_RATIO = 1e-8  # of eigenvalues: below it axes are the same up to rounding
+_LEAST_SHARE = 0.01
+_RIDGE = 1e-6
 
 
 class Cross(NamedTuple):
@@ -131,12 +133,13 @@ def dominant(z: FloatArray, split: int, draws: int = 400, seed: int = 0) -> Domi
     n = len(z)
     block = max(block_length(autocorrelation_time(axis), n) for axis in z.T)
     rng = np.random.default_rng(seed)
-    r = r_cross(np.cov(z, rowvar=False), split)
+    variance = z.var(axis=0)
+    r = r_cross(part_covariance(z, variance), split)
     largest = int(np.argmax(np.abs(r)))
     again = 0
     for starts in rng.integers(0, n, (draws, math.ceil(n / block))):
         rows = ((starts[:, None] + np.arange(block)) % n).ravel()[:n]
-        again += int(np.argmax(np.abs(r_cross(np.cov(z[rows], rowvar=False), split)))) == largest
+        again += int(np.argmax(np.abs(r_cross(part_covariance(z[rows], variance), split)))) == largest
     net, ai = divmod(largest, r.shape[1])
     return Dominant(net, ai, float(r[net, ai]), again / draws)
 
@@ -164,6 +167,17 @@ def whitened(x: FloatArray) -> FloatArray:
     deviation /= np.sqrt((deviation * deviation).mean(axis=0))
     white: FloatArray = deviation @ inverse_root(deviation.T @ deviation / len(x))
     return white
+
+
+def part_covariance(part: FloatArray, variance: FloatArray) -> FloatArray:
+    """Covariance (p, p) of a part (n, p) of a window whose axes have the variances (p,).
+
+    An axis that varies rarely may not vary at all in a part, or only together with another. Variances are therefore not
+    below a hundredth of the window's, and a millionth of it is added (ours).
+    """
+    covariance: FloatArray = np.cov(part, rowvar=False)
+    np.fill_diagonal(covariance, np.maximum(covariance.diagonal(), _LEAST_SHARE * variance) + _RIDGE * variance)
+    return covariance
 
 
 def correlation(covariance: FloatArray) -> FloatArray:

@@ -40,14 +40,12 @@ from mvps.coherence.observation import FloatArray
 from mvps.coherence.special import chi2_ppf
 from mvps.coherence.tail import IndexArray, Tail, autocorrelation_time, block_length, blocked_scores
 from mvps.coupling.autoregression import fit
-from mvps.coupling.cross import correlation, inverse_root, varying
+from mvps.coupling.cross import correlation, inverse_root, part_covariance, varying
 from mvps.coupling.joint import BoolArray
 
 LEAST_TICKS = 60
 BLOCKS = ("net", "ai", "joint")
 _LEAST_SCALE = 0.1
-_LEAST_SHARE = 0.01  # of the window's variance, in a part of the window
-_RIDGE = 1e-6
 _MOST_STEPS = 200
 
 
@@ -165,12 +163,8 @@ def fit_baseline(z: FloatArray, split: int) -> JointBaseline:
     net_law, ai_law, joint_law = (FiniteLaw.of(block.shape[1], block.mean(axis=1)) for block in blocks)
 
     def score(train: IndexArray, test: IndexArray) -> FloatArray:
-        fitted = z[train]
-        scatter = np.cov(fitted, rowvar=False)
-        # An axis that varies rarely may not vary at all, or only with another, in what is left of the window.
-        least = covariance.diagonal()
-        np.fill_diagonal(scatter, np.maximum(scatter.diagonal(), _LEAST_SHARE * least) + _RIDGE * least)
-        return np.stack(_distances(z[test] - fitted.mean(axis=0), scatter, split), axis=1)
+        scatter = part_covariance(z[train], covariance.diagonal())
+        return np.stack(_distances(z[test] - z[train].mean(axis=0), scatter, split), axis=1)
 
     scores = blocked_scores(n, block_length(autocorrelation_time(inside.joint), n), score)
     net_tail, ai_tail, joint_tail = (Tail.fit(scores[:, block], _LEAST_SCALE) for block in range(len(BLOCKS)))

@@ -11,6 +11,8 @@ nothing from after t is used, so that a replay shows what was known live.
 A reading that stands for several joint ticks is one observation and not several. So a row is *fresh* only if both
 surfaces have read anew since the last fresh row, and whatever estimates something uses the fresh rows
 (:attr:`Series.usable`). Distances and phases are for every row.
+
+C_1^AI has to come net of the network's round trip: with it, the surfaces would correlate in every deployment.
 """
 
 from __future__ import annotations
