@@ -22,8 +22,7 @@ import argparse
 import math
 import os
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +30,7 @@ from scipy.signal import lfilter
 from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
-from bench.harness import Result
+from bench.harness import Result, timed
 from mvps.coupling import calibration_window, drift, lyapunov
 from mvps.coupling.cross import correlation, lagged
 from mvps.coupling.distance import SEED_LIMITS, Distances, JointBaseline, Limits, fit_baseline
@@ -416,17 +415,6 @@ def joint_tick(rounds: int) -> dict[str, float]:
         drift.attribute(transfer, float(drift.exposure(m, history)), 0.01)
 
     return timed(tick, rounds)
-
-
-def timed(work: Callable[[], object], rounds: int) -> dict[str, float]:
-    """Median and 99th percentile in ms."""
-    work()
-    taken = []
-    for _ in range(rounds):
-        begun = time.perf_counter_ns()
-        work()
-        taken.append((time.perf_counter_ns() - begun) / 1e6)
-    return {"ms": round(statistics.median(taken), 4), "p99_ms": round(float(np.quantile(taken, 0.99)), 4)}
 
 
 def window_curve(ticks: int) -> dict[str, Any]:

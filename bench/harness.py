@@ -12,7 +12,8 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,19 @@ def _commit() -> str:
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     return shown.stdout.strip() or "unknown"
+
+
+def timed(work: Callable[[], object], rounds: int) -> dict[str, float]:
+    """Median, 95th and 99th percentile in ms, after one call to warm up."""
+    work()
+    taken = []
+    for _ in range(rounds):
+        begun = time.perf_counter_ns()
+        work()
+        taken.append((time.perf_counter_ns() - begun) / 1e6)
+    taken.sort()
+    at = {"ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99}
+    return {name: round(taken[min(int(share * rounds), rounds - 1)], 4) for name, share in at.items()}
 
 
 def _end(*_: object) -> None:

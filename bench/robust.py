@@ -14,7 +14,6 @@ import argparse
 import itertools
 import math
 import os
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from bench.harness import Result
+from bench.harness import Result, timed
 from mvps.coherence.axes import c2_plain
 from mvps.robust import cascade, incremental, minimax
 from mvps.robust.as_graph import parse_relationships, relationship_lines, synthetic_internet
@@ -37,17 +36,6 @@ GAP = 1e-9
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=0, help="per figure (default 100, with --full 1000)")
-
-
-def timed(work: Callable[[], object], rounds: int) -> dict[str, float]:
-    """Median and 95th percentile in ms."""
-    work()
-    taken = []
-    for _ in range(rounds):
-        begun = time.perf_counter_ns()
-        work()
-        taken.append((time.perf_counter_ns() - begun) / 1e6)
-    return {"ms": round(statistics.median(taken), 4), "p95_ms": round(float(np.quantile(taken, 0.95)), 4)}
 
 
 def textbook_weiszfeld(points: np.ndarray, gap: float) -> np.ndarray:

@@ -31,8 +31,7 @@ from scipy.spatial.distance import cdist
 from scipy.stats import binom, fisher_exact
 from threadpoolctl import threadpool_limits
 
-from bench.harness import Result
-from bench.robust import timed
+from bench.harness import Result, timed
 from mvps.semantic import attribution, cka, mmd, sliced, transport
 
 SUMMARY = "sliced and exact W_2, CKA on one core beside the plain ways; false alarms and power of the tests"
