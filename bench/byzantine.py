@@ -134,6 +134,44 @@ def witnessed(path: Path) -> dict[str, dict[str, int]]:
     return {name: dict(seen) for name, seen in sorted(found.items())}
 
 
+class Count(NamedTuple):
+    """How a vantage's count is checked against its witness's: facts of both, from how many on, and the slack."""
+
+    counted: str
+    witness: str
+    least: float
+    slack: float
+    share: float
+
+
+# As vantages/blk.py and vantages/irq.py check them.
+COUNTS = {
+    "blk": Count("requests", "witness_requests", 64.0, 64.0, 0.05),
+    "irq": Count("runs", "witness_runs", 256.0, 64.0, 0.1),
+}
+TOLD = (0.0, 0.5, 0.8, 2.0)
+
+
+def tampered(path: Path) -> dict[str, dict[str, dict[str, int]]]:
+    """A probe that tells a share of what it counted, its witness untouched: in how many ticks its check fails (all that
+    a rule of one failure would see) and in how many the rule contradicts it."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    ticks = [entry for _, _, entry in detect.course(path)]
+    for name, count in COUNTS.items():
+        for told in TOLD:
+            rule, seen = Disagreement(1), Counter(ticks=0, failed=0, contradicted=0)
+            for entry in ticks:
+                facts = entry.observations[name].facts
+                mine, witness = told * facts.get(count.counted, 0.0), facts.get(count.witness, 0.0)
+                checked = mine + witness > count.least
+                failed = checked and abs(mine - witness) > count.slack + count.share * max(mine, witness)
+                values = np.array([float(checked)]), np.array([float(failed)])
+                contradicted = rule.step(entry.time_ns, ("host",), np.zeros(1, dtype=np.intp), *values)
+                seen.update(ticks=1, failed=int(failed), contradicted=len(contradicted))
+            found.setdefault(name, {})[f"{told:g} of it"] = dict(seen)
+    return found
+
+
 def impossible(path: Path) -> dict[str, int]:
     """Recorded ticks of the kernel surface with a decision, and those of them with a distribution that the broker would
     hold to be impossible beside its events. The host is honest: the latter is wrong evidence."""
@@ -274,22 +312,42 @@ def rates(judges: Mapping[str, Judge], case: Case, episodes: int) -> dict[str, A
 def run(given: argparse.Namespace) -> Result:
     episodes = given.episodes or (20 if given.full else 5)
     with threadpool_limits(1):
-        result = _study(recorded(given.recording), witnessed(given.recording), impossible(given.recording), episodes)
+        evidence = Evidence(witnessed(given.recording), impossible(given.recording), tampered(given.recording))
+        result = _study(recorded(given.recording), evidence, episodes)
     if given.plot:
         given.plot.write_text(drawn(result.details["table"]))
     return result
 
 
-def _study(
-    source: Recorded, checks: Mapping[str, Mapping[str, int]], events: Mapping[str, int], episodes: int
-) -> Result:
-    for name, seen in checks.items():
-        done = f"{seen['checked']} of {seen['ticks']} ticks"
-        failed = f"{seen['failed']} ({seen['failed_in_a_fault']} in a fault)"
-        rows = f"in a row {seen['longest_row']}, contradicted in {seen['contradicted']}"
-        print(f"{name:9} checks done in {done}, failed in {failed}, {rows}")
-    print(f"distributions that their events cannot give: in {events['impossible']} of {events['ticks']} ticks")
-    wrongly = events["impossible"] + sum(seen["contradicted"] for seen in checks.values())
+class Evidence(NamedTuple):
+    """What :func:`witnessed`, :func:`impossible` and :func:`tampered` found."""
+
+    checks: Mapping[str, Mapping[str, int]]
+    distributions: Mapping[str, int]
+    tampered: Mapping[str, Mapping[str, Mapping[str, int]]]
+
+    @property
+    def wrong(self) -> int:
+        """Ticks with evidence against the host, which is honest."""
+        return self.distributions["impossible"] + sum(seen["contradicted"] for seen in self.checks.values())
+
+    def show(self) -> None:
+        """Print it."""
+        for name, seen in self.checks.items():
+            done = f"{seen['checked']} of {seen['ticks']} ticks"
+            failed = f"{seen['failed']} ({seen['failed_in_a_fault']} in a fault)"
+            rows = f"in a row {seen['longest_row']}, contradicted in {seen['contradicted']}"
+            print(f"{name:9} checks done in {done}, failed in {failed}, {rows}")
+        said = self.distributions
+        print(f"distributions that their events cannot give: in {said['impossible']} of {said['ticks']} ticks")
+        for name, told in self.tampered.items():
+            for share, seen in told.items():
+                of = f"fails in {seen['failed']}, contradicted in {seen['contradicted']} of {seen['ticks']} ticks"
+                print(f"{name:9} that tells {share}: {of}")
+
+
+def _study(source: Recorded, evidence: Evidence, episodes: int) -> Result:
+    evidence.show()
     stretches = {name: len(part) for name, part in source._asdict().items()}
     disagreed = {name: int(part[..., -1].sum()) for name, part in source._asdict().items()}
     print(f"stretches of {STRETCH} ticks: {stretches}; ticks in which the witness disagreed: {disagreed}")
@@ -303,14 +361,15 @@ def _study(
     details = {
         "conditions": f"{episodes} episodes of {EPISODE} ticks a case; stretches {stretches}",
         "witness_disagreed": disagreed,
-        "own_checks": checks,
-        "distributions": events,
+        "own_checks": evidence.checks,
+        "distributions": evidence.distributions,
+        "tampered_probes": evidence.tampered,
         "point_mass_caught_at_least": min(cases["point"]["fleet"]["caught"] for cases in table.values()),
         "source_accuses_an_honest_fault_at_least": min(seeds),
         "table": table,
     }
     unit = "share of episodes in which the fleet decision accuses an honest host"
-    holds = accused == 0.0 and not wrongly and details["point_mass_caught_at_least"] >= 0.95
+    holds = accused == 0.0 and not evidence.wrong and details["point_mass_caught_at_least"] >= 0.95
     return Result(accused, unit, 0.0, holds, details)
 
 

@@ -1056,40 +1056,28 @@ static PyObject *batch_figures(PyObject *self, PyObject *index)
     return row(state->figures_type, sizeof fields / sizeof *fields, fields);
 }
 
-// What batch_observations gives back, twice walked: first for its sizes, then into their bytes.
+// The observations of one body, and how many bytes their names and distributions take.
 struct observations {
     size_t count, names_size, laws_size;
-    uint8_t *names, *rows, *laws;
+    struct observation all[MAX_SURFACES * MAX_VANTAGES_PER_SURFACE];
 };
 
-static bool measure_observation(void *context, const struct observation *one)
+static bool keep_observation(void *context, const struct observation *one)
 {
-    struct observations *all = context;
-    all->names_size += one->vantage.size + (all->count > 0);
-    all->laws_size += one->distribution.size;
-    all->count++;
+    struct observations *kept = context;
+    if (kept->count == sizeof kept->all / sizeof *kept->all)
+        return false; // more than the gate lets pass
+    kept->names_size += one->vantage.size + (kept->count > 0);
+    kept->laws_size += one->distribution.size;
+    kept->all[kept->count++] = *one;
     return true;
 }
 
-static bool write_observation(void *context, const struct observation *one)
+static uint8_t *put(uint8_t *at, struct span span)
 {
-    struct observations *all = context;
-    const double row[OBSERVATION_FIGURES] = {
-        one->own_distance,      one->events,
-        one->checked,           one->violated,
-        (double)one->unchanged, (double)(one->distribution.size / sizeof(float)),
-    };
-    // A name holds no line end: the gate has looked.
-    if (all->count++)
-        *all->names++ = '\n';
-    memcpy(all->names, one->vantage.at, one->vantage.size);
-    all->names += one->vantage.size;
-    if (one->distribution.size)
-        memcpy(all->laws, one->distribution.at, one->distribution.size);
-    all->laws += one->distribution.size;
-    memcpy(all->rows, row, sizeof row);
-    all->rows += sizeof row;
-    return true;
+    if (span.size) // an empty one may be nowhere
+        memcpy(at, span.at, span.size);
+    return at + span.size;
 }
 
 static PyObject *batch_observations(PyObject *self, PyObject *index)
@@ -1097,21 +1085,32 @@ static PyObject *batch_observations(PyObject *self, PyObject *index)
     struct item *item = item_at(self, index);
     if (!item)
         return NULL;
-    const struct span body = item->sealed.body;
-    struct observations all = {0};
+    struct observations kept;
+    kept.count = kept.names_size = kept.laws_size = 0;
     if (is_accepted(item))
-        each_observation(body, measure_observation, &all);
-    PyObject *names = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)all.names_size);
-    PyObject *rows = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(all.count * OBSERVATION_FIGURES * sizeof(double)));
-    PyObject *laws = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)all.laws_size);
-    if (names && rows && laws && all.count) {
-        all.count = 0;
-        all.names = (uint8_t *)PyBytes_AsString(names);
-        all.rows = (uint8_t *)PyBytes_AsString(rows);
-        all.laws = (uint8_t *)PyBytes_AsString(laws);
-        each_observation(body, write_observation, &all);
-    }
+        each_observation(item->sealed.body, keep_observation, &kept);
+    PyObject *names = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)kept.names_size);
+    PyObject *rows = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(kept.count * OBSERVATION_FIGURES * sizeof(double)));
+    PyObject *laws = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)kept.laws_size);
     PyObject *found = names && rows && laws ? PyTuple_Pack(3, names, rows, laws) : NULL;
+    if (found) {
+        uint8_t *name_at = (uint8_t *)PyBytes_AsString(names);
+        uint8_t *row_at = (uint8_t *)PyBytes_AsString(rows);
+        uint8_t *law_at = (uint8_t *)PyBytes_AsString(laws);
+        for (size_t i = 0; i < kept.count; i++) {
+            const struct observation *one = &kept.all[i];
+            const double figures[OBSERVATION_FIGURES] = {
+                one->own_distance,      one->events,
+                one->checked,           one->violated,
+                (double)one->unchanged, (double)(one->distribution.size / sizeof(float)),
+            };
+            if (i) // a name holds no line end: the gate has looked
+                *name_at++ = '\n';
+            name_at = put(name_at, one->vantage);
+            row_at = put(row_at, (struct span){(const uint8_t *)figures, sizeof figures});
+            law_at = put(law_at, one->distribution);
+        }
+    }
     Py_XDECREF(names);
     Py_XDECREF(rows);
     Py_XDECREF(laws);
@@ -1404,12 +1403,6 @@ static PyObject *batch_runs(PyObject *self, PyObject *unused)
     }
     PyMem_Free(runs);
     return rows;
-}
-
-static uint8_t *put(uint8_t *at, struct span span)
-{
-    memcpy(at, span.at, span.size);
-    return at + span.size;
 }
 
 // (leaves, hashes): of the accepted items, run by run, nothing between them.

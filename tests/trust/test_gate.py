@@ -1709,7 +1709,7 @@ def test_batches_of_every_kind_are_not_leaked() -> None:
         batch = native.judge(envelope(*items, sealed("signer"), sealed("loner")), b"", NOW)
         assert (len(batch), len(batch.accepted), batch.refused is None) == (39, 39, False)
         for index in batch.accepted:
-            batch.header(index), batch.sealed(index), batch.figures(index)
+            batch.header(index), batch.sealed(index), batch.figures(index), batch.observations(index)
         batch.runs(), batch.leaves(), batch.acks()
         with pytest.raises(ValueError, match="no Batch"):
             native.judge(b"\xff", b"", NOW)

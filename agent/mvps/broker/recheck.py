@@ -113,19 +113,27 @@ class DecisionCheck:
         baseline = self._baseline(vantage_id, surface.decision.baseline_id)
         if baseline is None:
             return None
-        pseudo = baseline.pseudo_count
-        seen = False
-        for observation in surface.observations:
-            at = baseline.index.get(observation.vantage)
-            p = np.frombuffer(observation.distribution, dtype="<f4").astype(np.float64)
-            if at is None or len(p) != baseline.law_array.shape[1]:
-                continue  # a heartbeat, or what the decision was not made from
-            seen = True
-            with np.errstate(all="ignore"):  # a baseline is a stranger's numbers
-                counts = p * (observation.events + pseudo) - pseudo * baseline.law_array[at]
-                if (counts < -_COUNT_TOLERANCE * pseudo).any():
-                    return False
-        return True if seen else None
+        try:
+            return _is_possible(baseline, surface)
+        except _UNFIT:
+            return False  # what cannot be worked with has given nobody a distribution
+
+
+def _is_possible(baseline: Baseline, surface: pb.Surface) -> bool | None:
+    """Whether no label has a negative count; None where no distribution came along."""
+    pseudo, laws = baseline.pseudo_count, baseline.law_array
+    seen = False
+    for observation in surface.observations:
+        at = baseline.index.get(observation.vantage)
+        p = np.frombuffer(observation.distribution, dtype="<f4").astype(np.float64)
+        if at is None or len(p) != laws.shape[1]:
+            continue  # a heartbeat, or what the decision was not made from
+        seen = True
+        with np.errstate(all="ignore"):
+            counts = p * (observation.events + pseudo) - pseudo * laws[at]
+            if (counts < -_COUNT_TOLERANCE * pseudo).any():
+                return False
+    return True if seen else None
 
 
 def _close(a: float, b: float) -> bool:

@@ -5,7 +5,7 @@ Every vantage is paired with a witness that sees the same state by another road,
 are some (DESIGN.md section 3); a snapshot says how many of these checks were done in the tick and how many failed. One
 failure is no lie: two counters that are read one after the other may lie on both sides of a burst. So a host is
 contradicted once checks failed in ``IN_A_ROW`` ticks in a row of those in which any was done, and until a tick in which
-all of them held, or nothing failed for ``AGE_NS``.
+all of them held, or nothing failed for ``AGE_NS``. docs/fleet.md has what that finds, and how often wrongly.
 
 Where more than f hosts are contradicted at the same time, some of them are honest and the check itself is wrong, be it
 for a kernel that counts in another way. It then contradicts nobody: at most f hosts lie.
