@@ -46,6 +46,7 @@ from mvps.robust.median import c2_gm, divergences, geometric_median
 from mvps.robust.scatter import fit_scatter
 from mvps.v1 import snapshot_pb2 as pb
 from mvps.vantages.registry import KERNEL
+from mvps.vantages.witness import CountWitness
 
 SUMMARY = "lying vantages on recorded ticks: named, accused, delayed, by mean, median, MCD and fleet decision"
 RECORDING = ROOT / "bench/records/2026-11-20.jsonl.gz"
@@ -134,21 +135,6 @@ def witnessed(path: Path) -> dict[str, dict[str, int]]:
     return {name: dict(seen) for name, seen in sorted(found.items())}
 
 
-class Count(NamedTuple):
-    """How a vantage's count is checked against its witness's: facts of both, from how many on, and the slack."""
-
-    counted: str
-    witness: str
-    least: float
-    slack: float
-    share: float
-
-
-# As vantages/blk.py and vantages/irq.py check them.
-COUNTS = {
-    "blk": Count("requests", "witness_requests", 64.0, 64.0, 0.05),
-    "irq": Count("runs", "witness_runs", 256.0, 64.0, 0.1),
-}
 TOLD = (0.0, 0.5, 0.8, 2.0)
 
 
@@ -157,15 +143,13 @@ def tampered(path: Path) -> dict[str, dict[str, dict[str, int]]]:
     a rule of one failure would see) and in how many the rule contradicts it."""
     found: dict[str, dict[str, dict[str, int]]] = {}
     ticks = [entry for _, _, entry in detect.course(path)]
-    for name, count in COUNTS.items():
+    for name, (count, witness, skew) in detect.LIARS.items():
         for told in TOLD:
-            rule, seen = Disagreement(1), Counter(ticks=0, failed=0, contradicted=0)
+            rule, check, seen = Disagreement(1), CountWitness(skew), Counter(ticks=0, failed=0, contradicted=0)
             for entry in ticks:
                 facts = entry.observations[name].facts
-                mine, witness = told * facts.get(count.counted, 0.0), facts.get(count.witness, 0.0)
-                checked = mine + witness > count.least
-                failed = checked and abs(mine - witness) > count.slack + count.share * max(mine, witness)
-                values = np.array([float(checked)]), np.array([float(failed)])
+                checked, failed = check.check(told * facts.get(count, 0.0), facts.get(witness, 0.0))
+                values = np.array([checked]), np.array([failed])
                 contradicted = rule.step(entry.time_ns, ("host",), np.zeros(1, dtype=np.intp), *values)
                 seen.update(ticks=1, failed=int(failed), contradicted=len(contradicted))
             found.setdefault(name, {})[f"{told:g} of it"] = dict(seen)

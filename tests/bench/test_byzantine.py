@@ -43,16 +43,12 @@ def test_the_rule_for_own_checks_contradicts_the_honest_host_in_no_tick() -> Non
 
 def test_what_the_rule_for_own_checks_finds_of_a_probe_that_miscounts(monkeypatch: pytest.MonkeyPatch) -> None:
     found = byzantine.tampered(byzantine.RECORDING)
-    for told, seen in found["irq"].items():
-        if told != "0.8 of it":
-            assert seen["contradicted"] > 0.99 * seen["ticks"], told
-    for told, seen in found["blk"].items():  # its slack is larger than what a calm host does in most ticks
-        assert 0 < seen["contradicted"] < 0.6 * seen["ticks"], told
+    for name, least in (("irq", 0.99), ("blk", 0.95)):
+        for told, seen in found[name].items():
+            assert seen["contradicted"] > least * seen["ticks"], (name, told)
     monkeypatch.setattr(byzantine, "TOLD", (1.0,))
-    true, recorded = byzantine.tampered(byzantine.RECORDING), byzantine.witnessed(byzantine.RECORDING)
-    for name, seen in true.items():
-        assert seen["1 of it"]["failed"] <= recorded[name]["failed"], name
-        assert seen["1 of it"]["contradicted"] == 0, name
+    for name, seen in byzantine.tampered(byzantine.RECORDING).items():
+        assert seen["1 of it"]["failed"] == 0, name
 
 
 def test_no_recorded_distribution_is_impossible_beside_its_events() -> None:
