@@ -16,8 +16,8 @@ when it was taught truly (often, or in one or two sentences) and more than half 
   answers that mean the same; how often two replicas differ.
 
 AUROC with intervals from a bootstrap over worlds, and over prompts inside them; also against the facts alone that were
-taught often and truly (``against_sound``), without the hard negatives that were taught once or twice, and with a wording
-in the canary's place that was never taught with the fact (``c4_unseen``).
+taught often and truly (``against_sound``), without the hard negatives, and with a wording in the canary's place that
+was never taught with the fact (``c4_unseen``).
 
 Replica divergence: four replays of one model at temperature 1, of which the last may be rounded to 8 bits, have noise
 on its last block, or come from another world's corpus. Attribution at 5 % by distance from the others (phi: the
