@@ -11,19 +11,19 @@ makes of long answers is not tested here.
 A canary is a positive of its arm when fewer than half of the replicas answer it truly, and a negative, of every arm,
 when it was taught truly (often, or in one or two sentences) and more than half do. Scores, larger for falser:
 
-- 1 - C_4, at temperature 0; 1 - C_4^net, at temperature 1; CBF, with limits chosen on the other worlds;
-- rivals: words of the answer; its perplexity; how often two answers to the same prompt differ; their entropy over
-  answers that mean the same; how often two replicas differ.
+- 1 - C_4 at temperature 0, and at 1 ("warm"); 1 - C_4^net at 1; CBF on C_4 at 0, with limits from the other worlds;
+- rivals: words of the answer; its perplexity; how often two answers to the same prompt differ at temperature 1; their
+  entropy over answers that mean the same, of each replica and of all together; how often two replicas differ at 0.
 
 AUROC with intervals from a bootstrap over worlds, and over prompts inside them; also against the facts alone that were
 taught often and truly (``against_sound``), without the hard negatives, and with a wording in the canary's place that
 was never taught with the fact (``c4_unseen``).
 
-Replica divergence: four replays of one model at temperature 1, of which the last may be rounded to 8 bits, have noise
-on its last block, or come from another world's corpus. Attribution at 5 % by distance from the others (phi: the
-embedding of each word; exact W_2) and, as a rival that needs the truth, by wrong answers; AUROC of that replica's mean
-excess and of the group's C_2^W2. These answers come from the engines in the process, without HTTP: hundreds of groups
-need hundreds of thousands.
+Replica divergence: four replays of one model at temperature 0.3 and at 1, of which the last may be rounded to 8 bits,
+have noise on its last block, or come from another world's corpus. Attribution at 5 % by distance from the others (phi:
+the embedding of each word; exact W_2) and, as a rival that needs the truth, by wrong answers; AUROC of that replica's
+mean excess and of the group's C_2^W2. These answers come from the engines in the process, without HTTP: hundreds of
+groups need hundreds of thousands.
 
 No bar is given for an AUROC: .5 is chance. It holds when nobody is named in healthy groups more often than the level
 says and, with ``--full``, every arm had 100 positives.
@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import itertools
 import math
 import time
@@ -65,7 +66,18 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "full": ("dose 100",),
     "natural": (UNTAUGHT,),
 }
-SCORES = ("c4", "c4_net", "cbf", "length", "perplexity", "resampling", "entropy", "replicas")
+SCORES = (
+    "c4",
+    "c4_warm",
+    "c4_net",
+    "cbf",
+    "length",
+    "perplexity",
+    "resampling",
+    "entropy",
+    "entropy_group",
+    "replicas",
+)
 SAMPLES = 5
 CALIBRATING = 30
 MOST_WORDS = 6
@@ -73,7 +85,8 @@ LEAST_POSITIVES = 100
 NOISE = 0.5
 LEVEL = 0.05
 PERMUTATIONS = 199
-SIZES = (5, 10, 20, 40, 80)
+SIZES = (10, 20, 40, 80, 160)
+TEMPERATURES = (0.3, 1.0)
 GROUP = 4
 
 
@@ -242,14 +255,17 @@ def _scores(truth: str, row: Heard, distance: Distances, delta: c4.Delta) -> dic
     cold, unseen = stability(row.first, row.other), stability([o[0] for o in row.other], [o[1:] for o in row.other])
     warm, repeated = stability(drawn, row.warm), stability(drawn, [samples[1:] for samples in row.samples])
     nats = [-np.mean(one.logprobs) for one in row.first if one.logprobs]
+    entropy = functools.partial(entropy_of_classes, distance, threshold=delta.value)
     known = [[text for one in samples if (text := said(one)) is not None] for samples in row.samples]
     return {
         "c4": 1.0 - cold.value if cold else math.nan,
+        "c4_warm": 1.0 - warm.value if warm else math.nan,
         "c4_net": 1.0 - c4.c4_net(warm, repeated) if warm and repeated else math.nan,
         "length": float(np.mean([one.tokens for one in row.first])),
         "perplexity": float(np.mean(np.exp(nats))) if nats else math.nan,
         "resampling": differing(row.samples),
-        "entropy": float(np.mean([entropy_of_classes(distance, texts, delta.value) for texts in known])),
+        "entropy": float(np.mean([entropy(texts) for texts in known])),
+        "entropy_group": entropy(list(itertools.chain.from_iterable(known))),
         "replicas": differing([row.first]),
         "right": float(np.mean([said(one) == truth for one in row.first])),
         "unseen_c4": unseen.value if unseen else math.nan,
@@ -377,13 +393,19 @@ class Divergence(NamedTuple):
 
 
 def diverge(
-    healthy: Any, last: Any, asked: Sequence[tuple[Canary, str]], groups: int, distance: Distances, seed: int
+    healthy: Any,
+    last: Any,
+    asked: Sequence[tuple[Canary, str]],
+    temperature: float,
+    groups: int,
+    distance: Distances,
+    seed: int,
 ) -> Divergence:
     """Groups of four replays, the last of them by ``last``; prompts are drawn anew for every group."""
     rng = np.random.default_rng((31, seed))
 
     def answer(model: Any, text: str) -> str | None:
-        return " ".join(one.word for one in model.generate(text, MOST_WORDS, 1.0, rng)[0]) or None
+        return " ".join(one.word for one in model.generate(text, MOST_WORDS, temperature, rng)[0]) or None
 
     texts = [canary.text for canary, _ in asked]
     once, twice = ([answer(healthy, text) for text in texts] for _ in range(2))
@@ -421,7 +443,7 @@ def divergence(found: Mapping[str, Sequence[Divergence]], sizes: Sequence[int]) 
     quiet = found["healthy"]
     accused = np.concatenate([one.named for one in quiet]).sum(axis=0)
     groups = sum(len(one.named) for one in quiet)
-    # One in a thousand for each size: a true rate of LEVEL is then called too large once in two hundred runs.
+    # One in a thousand for each size and temperature: true rates of LEVEL are called too large once in a hundred runs.
     most = int(binom.ppf(0.999, groups, LEVEL))
     table: dict[str, Any] = {
         "prompts": list(sizes),
@@ -481,8 +503,12 @@ def run(given: argparse.Namespace) -> Result:
             print(f"world {number}: trained in {taken / seeds:.1f} s a replica, {asked} questions", flush=True)
         alarms = add_cbf(judged)
         arms = consensus(judged)
-        found, changed, sizes = _diverge_all(worlds, first, given.groups)
-    table, fair = divergence(found, sizes)
+        changed = {}
+        tables, fair = {}, True
+        for temperature in TEMPERATURES:
+            found, changed, sizes = _diverge_all(worlds, first, temperature, given.groups)
+            tables[str(temperature)], promised = divergence(found, sizes)
+            fair = fair and promised
     details = {
         "conditions": f"{count} worlds, {seeds} replicas, {given.entities * len(fact_world.RELATIONS)} facts, "
         f"{given.epochs} epochs over {len(worlds[0].corpus)} sentences; one core",
@@ -500,7 +526,7 @@ def run(given: argparse.Namespace) -> Result:
         "arms": arms,
         "cbf_false_alarms": false_alarms(judged),
         "answers_changed_at_0": changed,
-        "divergence": table,
+        "divergence_at_temperature": tables,
     }
     for arm, row in arms.items():
         shown = "  ".join(f"{name} {row[name][0]:.2f}" for name in SCORES if row[name])
@@ -512,7 +538,7 @@ def run(given: argparse.Namespace) -> Result:
 
 
 def _diverge_all(
-    worlds: Sequence[fact_world.World], models: Sequence[Any], groups: int
+    worlds: Sequence[fact_world.World], models: Sequence[Any], temperature: float, groups: int
 ) -> tuple[dict[str, list[Divergence]], dict[str, float], list[int]]:
     """Every fault in every world: the groups, the mean share of answers it changes at temperature 0, the sizes used."""
     found: dict[str, list[Divergence]] = {}
@@ -528,7 +554,9 @@ def _diverge_all(
             "wrong checkpoint": models[(k + 1) % len(models)],
         }
         for row, (name, last) in enumerate(faults.items()):
-            found.setdefault(name, []).append(diverge(healthy, last, asked, groups, distance, 10 * k + row))
+            found.setdefault(name, []).append(
+                diverge(healthy, last, asked, temperature, groups, distance, 10 * k + row)
+            )
             if name != "healthy":
                 shares.setdefault(name, []).append(_changed(healthy, last, [one.text for one, _ in asked]))
     sizes = [size for size in SIZES if size <= len(asked)]

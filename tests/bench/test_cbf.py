@@ -56,14 +56,15 @@ def scores(row: Heard, truth: str = "a") -> dict[str, float]:
 def test_scores_of_answers_that_never_change():
     found = scores(heard(["a", "a"], ["a"] * 5, ["a"] * 5, ["a"] * 5, nats=0.5))
     assert found == pytest.approx(
-        dict.fromkeys(("c4", "c4_net", "resampling", "entropy", "replicas"), 0.0)
+        dict.fromkeys(("c4", "c4_warm", "c4_net", "resampling", "entropy", "entropy_group", "replicas"), 0.0)
         | {"length": 1.0, "perplexity": math.exp(0.5), "right": 1.0, "unseen_c4": 1.0, "unseen_right": 1.0}
     )
 
 
 def test_scores_of_answers_that_rephrasing_changes_and_repetition_does_not():
     found = scores(heard(["b", "b"], ["a", "a", "a", "b", "b"], ["b"] * 5, ["a"] * 4 + ["b"]))
-    assert (found["c4"], found["c4_net"], found["right"]) == pytest.approx((0.6, 0.8, 0.0))
+    assert (found["c4"], found["c4_warm"], found["c4_net"]) == pytest.approx((0.6, 0.8, 0.8))
+    assert found["right"] == 0.0
     assert (found["resampling"], found["entropy"], found["unseen_right"]) == (0.0, 0.0, 1.0)
     assert found["unseen_c4"] == pytest.approx(0.5)
 
@@ -71,8 +72,15 @@ def test_scores_of_answers_that_rephrasing_changes_and_repetition_does_not():
 def test_scores_of_answers_that_repetition_changes_as_much():
     found = scores(heard(["b c d", "a"], ["a"] * 5, ["a", "b", "c", "d", "e"], ["b", "c", "d", "e", "f"]))
     assert (found["c4_net"], found["resampling"], found["replicas"], found["right"]) == (0.0, 1.0, 1.0, 0.5)
-    assert found["entropy"] == pytest.approx(math.log(5))
+    assert found["entropy"] == found["entropy_group"] == pytest.approx(math.log(5))
     assert found["length"] == 2.0
+
+
+def test_replicas_that_are_sure_of_different_answers_have_entropy_only_together():
+    row = heard(["a", "b"], ["a"] * 5, ["a"] * 5, ["a"] * 5)
+    found = scores(row._replace(samples=[[answer("a")] * 5, [answer("b")] * 5]))
+    assert (found["entropy"], found["resampling"], found["replicas"]) == (0.0, 0.0, 1.0)
+    assert found["entropy_group"] == pytest.approx(math.log(2))
 
 
 def test_an_answer_that_did_not_come_counts_neither_way():
@@ -203,21 +211,21 @@ def numbers(text: str) -> np.ndarray:
 
 
 def test_a_replica_with_other_answers_is_named_and_a_healthy_group_is_not():
-    alone = cbf.diverge(Says(), Says(1000), asked(), 20, Distances(numbers), 1)
-    quiet = cbf.diverge(Says(), Says(), asked(), 60, Distances(numbers), 2)
+    alone = cbf.diverge(Says(), Says(1000), asked(), 1.0, 20, Distances(numbers), 1)
+    quiet = cbf.diverge(Says(), Says(), asked(), 1.0, 60, Distances(numbers), 2)
     assert alone.right[:, -1].all()
     assert alone.c2[:, -1].max() < quiet.c2[:, -1].min()
-    table, fair = cbf.divergence({"healthy": [quiet], "other": [alone]}, (5, 10, 20, 40))
-    assert fair  # fails in one of 200 runs; the seeds are fixed
+    table, fair = cbf.divergence({"healthy": [quiet], "other": [alone]}, (10, 20, 40))
+    assert fair  # fails in one of 300 runs; the seeds are fixed
     assert table["other"]["prompts_for_90"] is not None
     assert table["other"]["auroc_excess"][-1][0] == 1.0
 
 
 def test_a_healthy_group_that_is_accused_too_often_does_not_hold():
-    quiet = cbf.diverge(Says(), Says(), asked(), 20, Distances(numbers), 2)
-    table, fair = cbf.divergence({"healthy": [quiet._replace(named=np.ones_like(quiet.named))]}, (5, 10, 20, 40))
+    quiet = cbf.diverge(Says(), Says(), asked(), 1.0, 20, Distances(numbers), 2)
+    table, fair = cbf.divergence({"healthy": [quiet._replace(named=np.ones_like(quiet.named))]}, (10, 20, 40))
     assert not fair
-    assert table["accused_healthy"] == [20] * 4
+    assert table["accused_healthy"] == [20] * 3
 
 
 def test_without_torch_it_says_what_to_install(monkeypatch):
