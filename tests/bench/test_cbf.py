@@ -218,7 +218,7 @@ def test_a_replica_with_other_answers_is_named_and_a_healthy_group_is_not():
     table, fair = cbf.divergence({"healthy": [quiet], "other": [alone]}, (10, 20, 40))
     assert fair  # fails in one of 300 runs; the seeds are fixed
     assert table["other"]["prompts_for_90"] is not None
-    assert table["other"]["auroc_excess"][-1][0] == 1.0
+    assert table["other"]["auroc_excess"][-1][0] == table["other"]["auroc_c2"][-1][0] == 1.0
 
 
 def test_a_healthy_group_that_is_accused_too_often_does_not_hold():
