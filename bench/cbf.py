@@ -38,7 +38,7 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -142,9 +142,10 @@ async def ask_world(
     async with serving(engines) as server, aiohttp.ClientSession() as session:
         replicas = [Replica(session, name, server.url, name, logprobs=True) for name in engines]
         encoder = Encoder(session, server.url, next(iter(engines)))
-        seeds = itertools.count()
 
-        async def one(replica: Replica, canary: Canary) -> tuple[Answer, list[Answer], list[Answer], list[Answer]]:
+        async def one(
+            replica: Replica, canary: Canary, seeds: Iterator[int]
+        ) -> tuple[Answer, list[Answer], list[Answer], list[Answer]]:
             cold = Sampling(MOST_WORDS, 0.0)
             plain = await replica.ask(canary.text, cold)
             other = [await replica.ask(text, cold) for text in canary.rephrasings]
@@ -152,8 +153,10 @@ async def ask_world(
             warm = [await replica.ask(text, Sampling(MOST_WORDS, 1.0, next(seeds))) for text in canary.rephrasings]
             return plain, other, again, warm
 
+        stride = samples + max(len(canary.rephrasings) for canary in canaries)
+        begins = itertools.count(step=stride)  # drawn before anything is awaited: a run can be repeated
         for canary in canaries:
-            rows = await asyncio.gather(*(one(replica, canary) for replica in replicas))
+            rows = await asyncio.gather(*(one(replica, canary, itertools.count(next(begins))) for replica in replicas))
             heard.append(Heard(*(list(column) for column in zip(*rows, strict=True))))
         texts = list(dict.fromkeys(text for row in heard for text in row.texts()))
         vectors = [await encoder.encode(texts[k : k + 256]) for k in range(0, len(texts), 256)]
