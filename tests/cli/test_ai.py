@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -94,6 +95,18 @@ async def test_bad_settings_and_unsafe_keys_end_with_what_to_do(tmp_path: Path) 
     assert code == 4
     assert "chmod 600" in err
     assert "token" not in err.replace("a token", "")
+
+
+@pytest.mark.parametrize("package", ["scipy", "aiohttp"])
+def test_a_package_that_is_missing_is_named_with_what_to_install(tmp_path: Path, package: str) -> None:
+    script = (
+        f"import sys; sys.modules[{package!r}] = None; from mvps.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "ai", "probe", "--config", str(tmp_path / "ai.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert f"{package}" in done.stderr
+    assert "apt-get install mvps-broker" in done.stderr
 
 
 def test_example_is_what_config_reads(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from mvps.settings import toml_file
 
-MAX_REPLICAS: Final = 64
+MAX_REPLICAS: Final = 32  # as many as a surface of a snapshot has room for
 _MAX_KEY = 4096
 _CREDENTIAL = "credential:"
 

@@ -81,16 +81,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _read(path: Path) -> AiConfig:
-    try:
-        from mvps.ai import config
-    except ImportError as error:
-        raise exits.Failure(exits.NOT_PERMITTED, f"{error.name} is missing: install mvps[ai]") from None
+    from mvps.ai import config
     from mvps.settings.toml_file import ConfigError
 
     try:
         return config.load(path)
     except ConfigError as error:
         raise exits.Failure(exits.USAGE, str(error)) from None
+
+
+def _need_packages() -> None:
+    """Failure that says what to install where the client or the statistics cannot be imported."""
+    try:
+        import mvps.ai.probe  # noqa: F401 - and with it aiohttp and scipy
+    except ImportError as error:
+        advice = "apt-get install mvps-broker, or pip install 'mvps[ai]'"
+        raise exits.Failure(exits.NOT_PERMITTED, f"{error.name} is missing: {advice}") from None
 
 
 def _key(source: str) -> str:
@@ -121,6 +127,7 @@ def _encoder(session: aiohttp.ClientSession, config: AiConfig) -> Encoder:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
+    _need_packages()
     config = _read(arguments.config)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_rounds(config, arguments.rounds, _as_json if arguments.json else _as_line))
@@ -267,6 +274,7 @@ def _as_line(report: Report) -> str:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    _need_packages()
     config = _read(arguments.config)
     found = asyncio.run(_ask_once(config))
     if arguments.json:
@@ -328,7 +336,7 @@ def _limits(arguments: argparse.Namespace) -> int:
 
         from mvps.semantic import cbf
     except ImportError as error:
-        raise exits.Failure(exits.NOT_PERMITTED, f"{error.name} is missing: install mvps[ai]") from None
+        raise exits.Failure(exits.NOT_PERMITTED, f"{error.name} is missing: pip install 'mvps[ai]'") from None
 
     values, false, families = [], [], []
     for report in _reports(arguments.files):
