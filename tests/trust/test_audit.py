@@ -4,6 +4,7 @@
 import os
 import re
 import shutil
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.trust.audit_samples import START, Site, usual
 
 from mvps.trust.audit import Audit, Trusted, audit, prove
 from mvps.trust.checkpoint import Checkpoint, CheckpointError, parse_checkpoint
-from mvps.trust.evidence_log import EvidenceError, EvidenceLog, LogFiles
+from mvps.trust.evidence_log import EvidenceError, EvidenceLog, LogFiles, LogState
 from mvps.trust.keys import Kind, SecretKey
 from mvps.trust.note import ED25519, Note, NoteKey, parse_note, sign_note
 
@@ -190,6 +191,53 @@ def test_pruned_leaves_are_no_finding(tmp_path: Path) -> None:
     for path in segments(site):
         path.unlink()
     assert look(site).holds
+
+
+def pruned(folder: Path, first: int) -> Site:
+    """The usual log, of which the broker itself let the leaves before ``first`` go."""
+    site = usual(folder)
+    newest = int(segments(site)[-1].name.removeprefix("leaves-"))
+    state = LogState(12, site.log.head.root, newest, segments(site)[-1].stat().st_size)
+    site.log = EvidenceLog(folder, state, segment_bytes=700)
+    site.log.prune(site.log.prunable(first))
+    assert 0 < site.log.first <= first
+    return site
+
+
+def test_a_log_that_was_pruned_holds_with_all_its_checkpoints(tmp_path: Path) -> None:
+    site = pruned(tmp_path, 6)
+    first = site.log.first
+    result = look(site, snapshots=[("host-b", 4)])
+    assert result.holds, result.findings
+    assert (result.first, result.leaves, result.checkpoints) == (first, 12 - first, 3)
+    assert [remark.split(" ")[0] for remark in result.remarks] == ["the", "of"]
+    # It grows on, and what an auditor kept from before is still a beginning of it.
+    kept = notes(site)[:2]
+    site.grow("host-a", "host-b")
+    site.checkpoint(START + 40, 0, 1)
+    site.log.close()
+    result = look(site, kept=kept)
+    assert result.holds, result.findings
+    assert (result.size, result.cosigned_size) == (14, 14)
+    (found,) = look(site, snapshots=[("host-a", 5)]).wanted
+    assert result.newest is not None
+    prove(LogFiles(site.folder), found, result.newest)
+
+
+def test_every_hash_that_was_kept_counts(tmp_path: Path) -> None:
+    site = pruned(tmp_path, 8)
+    site.log.close()
+    path = tmp_path / "nodes-kept"
+    good = path.read_bytes()
+    for at in range(16 + 8, len(good), 40):
+        path.write_bytes(good[:at] + bytes(32) + good[at + 32 :])
+        assert kinds(look(site)) & {"nodes", "root", "consistency"}, at
+    # One that is gone, and a file cut short.
+    path.write_bytes(struct.pack(">QQ", site.log.first, (len(good) - 16) // 40 - 1) + good[16 + 40 :])
+    assert "nodes" in kinds(look(site))
+    path.write_bytes(good[:-1])
+    with pytest.raises(EvidenceError, match="damaged"):
+        look(site)
 
 
 # ---- nodes

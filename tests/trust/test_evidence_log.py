@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mvps.trust import evidence_log
 from mvps.trust.checkpoint import Checkpoint
 from mvps.trust.evidence_log import (
     NEW_LOG,
@@ -24,6 +25,7 @@ from mvps.trust.evidence_log import (
     sealed_of,
     split_leaves,
 )
+from mvps.trust.kept_nodes import KeptNodes
 from mvps.trust.limits import TAG_BYTES
 from mvps.trust.merkle import EMPTY, Tree, TreeHead, consistent, included, leaf_hash
 from mvps.trust.note import Note, NoteSignature
@@ -292,26 +294,141 @@ def test_a_folder_of_another_tree_is_refused(tmp_path: Path) -> None:
         EvidenceLog(tmp_path / "other", other.state)
 
 
-def test_pruned_leaves_stay_provable(tmp_path: Path) -> None:
+def test_what_stays_is_provable_when_leaves_are_pruned(tmp_path: Path) -> None:
     log = EvidenceLog(tmp_path, segment_bytes=1)
     data: list[bytes] = []
     places: list[Place] = []
     for count in (3, 5, 2, 4):
         places += append(log, leaves(len(data), count))
         data += leaves(len(data), count)
+        if len(data) == 3:
+            log.checkpoints.append(checkpoint(log.state))
     assert [log.prunable(leaf) for leaf in (0, 2, 3, 7, 8, 9, 10, 13, 14, 99)] == [0, 0, 3, 3, 8, 8, 10, 10, 10, 10]
     log.prune(log.prunable(9))
     assert log.first == 8
     assert log.read(places) == [None] * 8 + [sealed(i) for i in range(8, 14)]
-    assert included(leaf_hash(data[1]), 1, log.head, log.inclusion(1, 14))
-    assert consistent(head_of(data[:5]), log.head, log.consistency(5, 14))
     assert log.bytes_kept == sum(map(len, data[8:]))
     log.close()
     log = EvidenceLog(tmp_path, log.state)
     assert log.first == 8
+    for index in range(8, 14):
+        assert included(leaf_hash(data[index]), index, log.head, log.inclusion(index, 14))
+    for size in (3, 8, 9, 12, 14):  # a checkpoint, and trees that end behind what was pruned
+        assert log.root(size) == head_of(data[:size]).root
+        assert consistent(head_of(data[:size]), log.head, log.consistency(size, 14))
+    with pytest.raises(EvidenceError, match="before leaf 8 was pruned"):
+        log.inclusion(1, 14)
+    with pytest.raises(EvidenceError, match="was pruned"):
+        log.consistency(6, 14)
     append(log, leaves(14, 1))
     assert log.head == head_of([*data, *leaves(14, 1)])
     log.close()
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    batches=st.lists(st.tuples(st.integers(1, 23), st.booleans(), st.booleans()), min_size=1, max_size=12),
+    level=st.integers(0, 4),
+)
+def test_every_checkpoint_and_every_later_leaf_stays_provable_wherever_it_is_pruned(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[tuple[int, bool, bool]], level: int
+) -> None:
+    folder = tmp_path_factory.mktemp("log")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(evidence_log, "_KEPT_LEVEL", level)
+        log = EvidenceLog(folder, segment_bytes=1)
+        data: list[bytes] = []
+        signed: list[int] = []
+        for count, sign, prune in batches:
+            append(log, leaves(len(data), count))
+            data += leaves(len(data), count)
+            if sign:
+                log.checkpoints.append(checkpoint(log.state))
+                signed.append(len(data))
+            if prune:
+                log.prune(log.prunable(len(data) // 2))
+                log.close()
+                log = EvidenceLog(folder, log.state, segment_bytes=1)
+        heads = {size: head_of(data[:size]) for size in {*signed, *range(log.first, len(data) + 1)}}
+        for index in range(log.first, len(data)):
+            for size in range(index + 1, len(data) + 1):
+                assert included(leaf_hash(data[index]), index, heads[size], log.inclusion(index, size))
+        for old, head in heads.items():
+            assert log.root(old) == head.root
+            for new in (size for size in heads if size >= old):
+                assert consistent(head, heads[new], log.consistency(old, new))
+        log.close()
+
+
+def test_nodes_of_pruned_leaves_are_given_back(tmp_path: Path) -> None:
+    log = EvidenceLog(tmp_path, segment_bytes=1)
+    for first in range(0, 40_000, 4000):
+        hashes = [leaf_hash(bytes([first % 251, n % 251])) for n in range(4000)]
+        data = leaf_of(sealed(0))
+        log.extend([data] * 4000, b"".join(hashes))
+        log.commit()
+    size = (tmp_path / "nodes").stat().st_size
+    log.prune(log.prunable(36_000))
+    log.close()
+    assert (tmp_path / "nodes").stat().st_size == size
+    # One node in 1024 leaves, two peaks a level.
+    assert (tmp_path / "nodes-kept").stat().st_size < 40 * 150
+    if (tmp_path / "nodes").stat().st_blocks * 512 > size // 2:
+        pytest.skip("this file system has no holes")
+    assert (tmp_path / "nodes").stat().st_blocks * 512 < size // 5
+
+
+def test_leaves_go_also_where_no_node_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = EvidenceLog(tmp_path, segment_bytes=1)
+    data: list[bytes] = []
+    for count in (3, 5, 2):
+        append(log, leaves(len(data), count))
+        data += leaves(len(data), count)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(KeptNodes, "extend", full)
+        log.prune(3)
+    assert log.first == 3
+    assert included(leaf_hash(data[1]), 1, log.head, log.inclusion(1, 10))  # nodes stayed
+    log.prune(8)
+    assert log.first == 8
+    with pytest.raises(EvidenceError, match="before leaf 8 was pruned"):
+        log.inclusion(1, 10)
+    log.close()
+
+
+def test_an_older_database_is_refused_where_leaves_were_pruned(tmp_path: Path) -> None:
+    log = EvidenceLog(tmp_path, segment_bytes=1)
+    append(log, leaves(0, 3))
+    append(log, leaves(3, 5))
+    early = log.state
+    append(log, leaves(8, 2))
+    log.prune(8)
+    log.close()
+    before = files(tmp_path)
+    with pytest.raises(EvidenceError, match="older than this folder"):
+        EvidenceLog(tmp_path, early)
+    assert files(tmp_path) == before
+
+
+def test_sizes_of_checkpoints_are_found_from_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence_log, "_SCAN_BYTES", 300)
+    kept = CheckpointFile(tmp_path)
+    for size in range(1, 60):
+        kept.append(checkpoint(LogState(size, bytes(32), 0, 0), "log", *(["w"] * (size % 3))))
+    assert kept.sizes(0) == list(range(1, 60))
+    kept.forget_sizes(40)
+    assert kept.sizes(0) == list(range(40, 60))
+    kept.close()
+    again = CheckpointFile(tmp_path)
+    assert sorted(set(again.sizes(0))) == list(range(1, 60))
+    again.close()
+    late = CheckpointFile(tmp_path, 50)
+    assert set(range(50, 60)) <= set(late.sizes(0)) <= set(range(40, 60))
+    late.close()
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -26,6 +26,7 @@ from mvps.trust.merkle import (
     consistent,
     inclusion_proof,
     leaf_hash,
+    peaks_of,
     root_of,
 )
 from mvps.trust.note import ED25519, Note, NoteError, NoteKey, NoteSignature, parse_note, verified
@@ -246,15 +247,22 @@ def _compare_heads(files: LogFiles, signed: Sequence[Signed], result: Audit) -> 
 
 
 class _StoredTree:
-    """The tree that the nodes file holds, leaf by leaf: every inner node and every signed root is computed again."""
+    """The tree that the nodes file holds, leaf by leaf: every inner node and every signed root is computed again.
+
+    It begins behind what was pruned, with the hashes that stayed of that.
+    """
 
     def __init__(self, files: LogFiles, roots: Mapping[int, bytes], result: Audit) -> None:
         self._files = files
         self._roots = roots
         self._result = result
         self._stored = files.stored_nodes()
-        self._tree = Tree()
         self._silent: set[str] = set()
+        try:
+            self._tree = Tree(files.boundary, [files.node(*peak) for peak in peaks_of(files.boundary)])
+        except EvidenceError as error:
+            self._once("nodes", str(error))
+            self._tree, self._stored = Tree(files.boundary, [b""] * files.boundary.bit_count()), iter(())
 
     @property
     def size(self) -> int:
@@ -287,7 +295,11 @@ def _leaves(files: LogFiles, heads: Sequence[TreeHead], wanted: set[tuple[str, i
     tree = _StoredTree(files, roots, result)
     result.first = position = files.segments[0][1] if files.segments else covered
     if position:
-        result.remarks.append(f"the bytes of the first {position} leaves were pruned; their hashes are in the tree")
+        result.remarks.append(f"the bytes of the first {position} leaves were pruned")
+    if files.boundary:
+        result.remarks.append(
+            f"of the hashes of the first {files.boundary} leaves those are left that join checkpoints and later leaves"
+        )
     for path, first in files.segments:
         if first != position:
             result.find(

@@ -6,7 +6,8 @@ and its scheme that of the tag (:mod:`mvps.trust.seal`), so that leaves written 
 The folder (mode 0700, files 0600; layout ours)::
 
     leaves-<first leaf, 20 digits>    segments: leaves, nothing between them; old ones are pruned
-    nodes                             hashes in the storage order of mvps.trust.merkle, 64 B a leaf; never pruned
+    nodes                             hashes in the storage order of mvps.trust.merkle, 64 B a leaf
+    nodes-kept                        of pruned leaves those that proofs about others need (mvps.trust.kept_nodes)
     checkpoints                       signed notes, oldest first, an empty line after each; a note that gained
                                       cosignatures stands there again, with the same text
 
@@ -15,6 +16,9 @@ Who owns the log keeps a :class:`LogState` in its own transaction: append (leave
 is missing below it is an error, and so is a recorded state behind the newest checkpoint: a log never unsays what it
 signed. The nodes of the newest segment are not synced: opening recomputes them from the leaves and compares the
 recorded root, which also finds torn writes.
+
+When leaves are pruned, so are the nodes above them, but for what keeps every later leaf provable, and every checkpoint
+a beginning of all later ones. Of a pruned leaf no new proof can be made; one that was handed out holds as before.
 """
 
 from __future__ import annotations
@@ -23,12 +27,16 @@ import contextlib
 import itertools
 import os
 import re
+import weakref
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from mvps.trust import kept_nodes
 from mvps.trust.checkpoint import CheckpointError, parse_checkpoint
+from mvps.trust.kept_nodes import KeptNodes, KeptNodesError
 from mvps.trust.limits import MAX_BODY, SIGNATURE_BYTES, TAG_BYTES
 from mvps.trust.merkle import (
     EMPTY,
@@ -38,6 +46,7 @@ from mvps.trust.merkle import (
     TreeHead,
     consistency_proof,
     inclusion_proof,
+    lasting,
     leaf_hash,
     node_count,
     node_place,
@@ -54,11 +63,17 @@ _LARGEST_FOLIO: Final = 2 << 20  # the kernel only lets go of whole ones, so the
 MAX_LEAF: Final = MAX_HEADER_BYTES + MAX_BODY + SIGNATURE_BYTES
 _TAG_OF_SCHEME: Final = {1: TAG_BYTES, 2: SIGNATURE_BYTES}
 _SEGMENT: Final = re.compile(r"leaves-([0-9]{20})")
+# From this level on all nodes of pruned leaves are kept, one in 1024: 34 MB of 27 GB a day at 5,000 leaves a second.
+_KEPT_LEVEL: Final = 10
 _NODES: Final = "nodes"
 _CHECKPOINTS: Final = "checkpoints"
 _READ_BYTES: Final = 1 << 20
 _TAIL_BYTES: Final = 256 * 1024  # more than the largest note
 _SIGNATURES: Final = "— ".encode()
+# The first two lines of a note's text: origin and number of leaves.
+_SIZE_LINE: Final = re.compile(rb"(?:\A|\n\n)[^\n]+\n([0-9]{1,19})\n")
+_SCAN_BYTES: Final = 1 << 20
+_SCAN_OVERLAP: Final = 4096  # more than two lines
 
 
 class EvidenceError(Exception):
@@ -151,10 +166,16 @@ class EvidenceLog:
         self.state = state
         self._nodes = self._newest = -1
         _make_folder(folder)
-        self.checkpoints: Final = CheckpointFile(folder)
+        self._kept: Final = _open_kept(folder, os.O_RDWR | os.O_CREAT)
+        try:
+            self.checkpoints: Final = CheckpointFile(folder, self._kept.boundary - (1 << _KEPT_LEVEL))
+        except BaseException:
+            self._kept.close()
+            raise
         try:
             self._check_not_behind()
             self._nodes = _open_private(folder / _NODES)
+            kept_nodes.give_back(self._nodes, self._kept.boundary)  # in case that was what did not happen any more
             self._segments = self._cut_segments()
             self._newest = _open_private(self._path(state.segment))
             if not self._segments:
@@ -190,6 +211,7 @@ class EvidenceLog:
     def close(self) -> None:
         """Close the files. Idempotent."""
         self.checkpoints.close()
+        self._kept.close()
         for name in ("_nodes", "_newest"):
             descriptor = getattr(self, name)
             if descriptor >= 0:
@@ -308,8 +330,8 @@ class EvidenceLog:
         return found
 
     def node(self, level: int, index: int) -> bytes:
-        """Hash of a perfect subtree of the committed tree."""
-        return _node(self._nodes, self._folder / _NODES, level, index)
+        """Hash of a perfect subtree of the committed tree. EvidenceError if it went with the leaves below it."""
+        return _node(self._nodes, self._folder, level, index, self._kept)
 
     def root(self, size: int) -> bytes:
         """Root over the first ``size`` leaves."""
@@ -317,12 +339,15 @@ class EvidenceLog:
         return root_of(size, self.node)
 
     def inclusion(self, leaf: int, size: int) -> list[bytes]:
-        """Proof that a leaf is in the tree of ``size`` leaves."""
+        """Proof that a leaf is in the tree of ``size`` leaves. EvidenceError once the leaf is pruned."""
         self._check_size(size)
         return inclusion_proof(leaf, size, self.node)
 
     def consistency(self, old: int, new: int) -> list[bytes]:
-        """Proof that the tree of ``new`` leaves begins with that of ``old``."""
+        """Proof that the tree of ``new`` leaves begins with that of ``old``.
+
+        EvidenceError if ``old`` or ``new`` is smaller than what was pruned, unless it is a checkpoint's size.
+        """
         self._check_size(new)
         return consistency_proof(old, new, self.node)
 
@@ -333,13 +358,27 @@ class EvidenceLog:
         return self._segments[max(bisect_right(self._segments, leaf) - 1, 0)]
 
     def prune(self, first: int) -> None:
-        """Remove the segments before the one that begins at ``first`` (of :meth:`prunable`). Nodes stay."""
+        """Remove the segments before the one that begins at ``first`` (of :meth:`prunable`), and their nodes."""
         stay = [segment for segment in self._segments if segment >= first]
+        # Where what has to be kept cannot be read or written, nodes stay until the next time: leaves go all the same.
+        with contextlib.suppress(OSError, EvidenceError):
+            self._keep_nodes(first)
         for segment in self._segments[: -len(stay)]:
             self._path(segment).unlink(missing_ok=True)
         self._older_bytes, self._segments = self._measure(stay), stay
+        kept_nodes.give_back(self._nodes, self._kept.boundary)
 
     # ---- inside
+
+    def _keep_nodes(self, boundary: int) -> None:
+        """Copy what stays of the nodes before the boundary; from then on the others are not asked for."""
+        begin, reach = self._kept.boundary, 1 << _KEPT_LEVEL
+        if boundary <= begin:
+            return
+        pieces = lasting(begin, boundary, self.checkpoints.sizes(begin - reach), _KEPT_LEVEL)
+        self._kept.extend(boundary, [(node_place(*piece), self.node(*piece)) for piece in pieces])
+        _sync_folder(self._folder)
+        self.checkpoints.forget_sizes(boundary - reach)
 
     def _measure(self, segments: list[int]) -> int:
         """Bytes of all segments but the newest."""
@@ -365,6 +404,12 @@ class EvidenceLog:
                 f"the database records {self.state.size} leaves, and the newest checkpoint in {self._folder} was "
                 f"signed over {signed.size}: the database is older than this folder. Put the newer database back, "
                 "or move both away together and start a new log under another origin"
+            )
+        if self._kept.boundary > self.state.segment:
+            raise EvidenceError(
+                f"the first {self._kept.boundary} leaves in {self._folder} were pruned, and the newest segment that "
+                f"the database records begins with leaf {self.state.segment}: the database is older than this folder. "
+                "Put the newer database back, or move both away together and start a new log"
             )
 
     def _check_newest_checkpoint(self) -> None:
@@ -407,7 +452,7 @@ class EvidenceLog:
                 f"{nodes_path} has {os.fstat(self._nodes).st_size} bytes of {synced}: put it back from a backup, or "
                 "move the database and this folder away together and start a new log"
             )
-        tree = Tree(state.segment, [_node(self._nodes, nodes_path, *peak) for peak in peaks_of(state.segment)])
+        tree = Tree(state.segment, [self.node(*peak) for peak in peaks_of(state.segment)])
         try:
             leaves = split_leaves(lambda size, offset: os.pread(self._newest, size, offset), state.end)
             nodes = tree.extend(b"".join(leaf_hash(leaf_of(sealed)) for _, sealed in leaves))
@@ -433,11 +478,13 @@ class CheckpointFile:
     """The checkpoints of one log. ``newest`` is the one on disk over most leaves, as it was kept last.
 
     The cosignatures of a checkpoint may arrive when a newer one stands in the file already.
+    sizes_from: checkpoints over fewer leaves need not be known by :meth:`sizes`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sizes_from: int = 0) -> None:
         self._path = folder / _CHECKPOINTS
         self._file = _open_private(self._path)
+        self._sizes = deque(_checkpoint_sizes(self._file, sizes_from))
         length = os.fstat(self._file).st_size
         start = max(length - _TAIL_BYTES, 0)
         tail = os.pread(self._file, _TAIL_BYTES, start)
@@ -455,14 +502,24 @@ class CheckpointFile:
             os.close(self._file)
             raise EvidenceError(f"{self._path} is damaged ({error}): put it back from a backup") from None
 
-    def _take(self, note: Note) -> None:
+    def _take(self, note: Note) -> TreeHead:
         head = parse_checkpoint(note.text).head
         if head.size >= self._head.size:
             self.newest, self._head = note, head
+        return head
 
     def newest_head(self) -> TreeHead:
         """Tree head of the newest checkpoint; the empty tree if there is none."""
         return self._head
+
+    def sizes(self, least: int) -> list[int]:
+        """Numbers of leaves that checkpoints were signed over, from ``least`` on; some stand there twice."""
+        return [size for size in list(self._sizes) if size >= least]  # copied: the other thread appends
+
+    def forget_sizes(self, least: int) -> None:
+        """Nobody will ask for sizes below ``least`` any more."""
+        while self._sizes and self._sizes[0] < least:
+            self._sizes.popleft()
 
     def append(self, note: Note) -> None:
         """Keep a checkpoint; it is on disk when this returns. EvidenceError if it cannot be, and is not kept."""
@@ -475,7 +532,7 @@ class CheckpointFile:
                 os.ftruncate(self._file, self._end)
             raise EvidenceError(f"{self._path} cannot be written: {error.strerror}; free space on its disk") from None
         self._end += len(data)
-        self._take(note)
+        self._sizes.append(self._take(note).size)
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -492,25 +549,36 @@ class LogFiles:
         self.segments = sorted(_segments_of(folder), key=lambda found: found[1])
         self.nodes_path = folder / _NODES
         self.checkpoints_path = folder / _CHECKPOINTS
+        try:
+            self._kept = _open_kept(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            self._kept = KeptNodes(-1)
+        weakref.finalize(self, self._kept.close)
         if not self.segments and not self.checkpoints_path.exists():
             raise EvidenceError(f"{folder} is no evidence log: it has neither leaves nor checkpoints")
 
+    @property
+    def boundary(self) -> int:
+        """First leaf whose nodes were not pruned."""
+        return self._kept.boundary
+
     def node(self, level: int, index: int) -> bytes:
-        """A stored node; EvidenceError if the file does not reach so far."""
+        """A stored node; EvidenceError if the file does not reach so far, or the node was pruned."""
         try:
             descriptor = os.open(self.nodes_path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise EvidenceError(f"cannot read {self.nodes_path}: {error.strerror}") from None
         try:
-            return _node(descriptor, self.nodes_path, level, index)
+            return _node(descriptor, self.folder, level, index, self._kept)
         finally:
             os.close(descriptor)
 
     def stored_nodes(self) -> Iterator[bytes]:
-        """For each leaf its hash and those of the subtrees it completes, as far as the file is there."""
+        """For each leaf from the boundary on its hash and those of the subtrees it completes, until the file ends."""
         try:
             with self.nodes_path.open("rb") as file:
-                for leaf in itertools.count():
+                file.seek(node_count(self.boundary) * HASH_BYTES)
+                for leaf in itertools.count(self.boundary):
                     size = (node_count(leaf + 1) - node_count(leaf)) * HASH_BYTES
                     nodes = file.read(size)
                     if len(nodes) < size:
@@ -580,12 +648,56 @@ def _segments_of(folder: Path) -> list[tuple[Path, int]]:
     return [(folder / name, int(match[1])) for name in names if (match := _SEGMENT.fullmatch(name))]
 
 
-def _node(descriptor: int, path: Path, level: int, index: int) -> bytes:
-    place = node_place(level, index) * HASH_BYTES
-    node = os.pread(descriptor, HASH_BYTES, place)
+def _node(descriptor: int, folder: Path, level: int, index: int, kept: KeptNodes) -> bytes:
+    place = node_place(level, index)
+    # Read before it is asked whether it may be pruned: a hole is made after the boundary has moved.
+    node = os.pread(descriptor, HASH_BYTES, place * HASH_BYTES)
+    if place < node_count(kept.boundary):
+        try:
+            stayed = kept.get(place)
+        except KeptNodesError as error:
+            raise EvidenceError(f"{folder / kept_nodes.NAME} is damaged ({error}): put it back from a backup") from None
+        if stayed is None:
+            raise EvidenceError(
+                f"the hash of leaves {index << level} to {((index + 1) << level) - 1} went with them: what is before "
+                f"leaf {kept.boundary} was pruned"
+            )
+        return stayed
     if len(node) != HASH_BYTES:
-        raise EvidenceError(f"{path} ends before offset {place}: put it back from a backup")
+        raise EvidenceError(f"{folder / _NODES} ends before offset {place * HASH_BYTES}: put it back from a backup")
     return node
+
+
+def _open_kept(folder: Path, flags: int) -> KeptNodes:
+    path = folder / kept_nodes.NAME
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise EvidenceError(f"cannot open {path}: {error.strerror}") from None
+    try:
+        return KeptNodes(descriptor)
+    except KeptNodesError as error:
+        os.close(descriptor)
+        raise EvidenceError(f"{path} is damaged ({error}): put it back from a backup") from None
+
+
+def _checkpoint_sizes(file: int, least: int) -> list[int]:
+    """Sizes of the checkpoints in a file in its order, as far back from its end as they are not below ``least``."""
+    found: list[int] = []
+    end = os.fstat(file).st_size
+    while end > 0:
+        begin = max(end - _SCAN_BYTES, 0)
+        block = os.pread(file, end - begin + _SCAN_OVERLAP, begin)
+        if begin:  # what stands at its very beginning may be anything
+            block = b"\n" + block
+        sizes = [int(size) for size in _SIZE_LINE.findall(block)]
+        found = sizes + found
+        if sizes and min(sizes) < least:
+            break
+        end = begin
+    return found
 
 
 def _open_private(path: Path) -> int:

@@ -12,7 +12,7 @@ nodes are only ever appended. After n leaves there are ``node_count(n)`` = 2n - 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from typing import Final, NamedTuple, TypeAlias
 
@@ -59,6 +59,41 @@ def node_place(level: int, index: int) -> int:
 def peaks_of(size: int) -> list[tuple[int, int]]:
     """The perfect subtrees (level, index) that make up a tree, from the left."""
     return _pieces(0, size)
+
+
+def lasting(begin: int, end: int, sizes: Iterable[int], level: int) -> list[tuple[int, int]]:
+    """What to keep of the nodes that leaves ``begin`` to ``end`` - 1 completed when the rest of them goes.
+
+    sizes: of trees from which consistency shall stay provable; those from ``begin`` - 2^level to ``end`` are looked at.
+    level: from it on all perfect subtrees are kept, one in 2^level. As (level, index), in storage order.
+
+    With them, and all nodes of later leaves, there remain (ours): inclusion of every leaf from ``end`` on, in every
+    tree that has it; consistency between any two of ``sizes``, and from one of them to any tree of ``end`` leaves or
+    more. For an aligned subtree left of the path to a leaf at or behind ``end`` either reaches beyond ``end``, or is a
+    peak of the tree of ``end`` leaves; and a proof from a tree of ``size`` leaves is made of that tree's peaks, and of
+    the subtrees right of the path to its end (or of peaks of the new tree, where those are not complete yet).
+    """
+    found = set(peaks_of(end))
+    for high in range(level, end.bit_length()):
+        found.update((high, index) for index in range(begin >> high, end >> high))
+    for size in sizes:
+        if begin - (1 << level) <= size <= end:
+            found.update(_beside(size, level))
+    completed = (piece for piece in found if begin < (piece[1] + 1) << piece[0] <= end)
+    return sorted(completed, key=lambda piece: node_place(*piece))
+
+
+def _beside(size: int, level: int) -> Iterator[tuple[int, int]]:
+    """Below a level, the peaks of a tree and the perfect subtrees right of the path to its last leaf."""
+    if not size:
+        return
+    pieces = peaks_of(size)
+    yield from (piece for piece in pieces if piece[0] < level)
+    low, index = pieces[-1]
+    while low < level:
+        if not index & 1:
+            yield low, index + 1
+        low, index = low + 1, index >> 1
 
 
 class Tree:
