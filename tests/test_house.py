@@ -58,7 +58,7 @@ PURE = {
     "interop": {"scapy"},
     "robust": {"numpy", "scipy", "sklearn"},
     "semantic": {"numpy", "scipy"},
-    "surplus": {"llguidance", "numpy", "pydantic"},
+    "surplus": {"llguidance", "numpy", "pydantic", "scipy"},
 }
 STANDARD_IO = {"asyncio", "io", "os", "pathlib", "random", "socket", "subprocess", "threading", "time"}
 

@@ -1,30 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mvps simulate surplus``: experiment E1 of 002, computed."""
+"""``mvps simulate surplus``: experiments E1 and E2 of 002, computed, and what they say of its falsifiers."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-from typing import TYPE_CHECKING
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 from mvps.cli import exits
 from mvps.cli.actions import AddAction
 
 if TYPE_CHECKING:
-    from mvps.surplus.retrial_queue import Ramp
+    from mvps.surplus.falsifiers import Arm, Outcome
+    from mvps.surplus.retrial_queue import Ramp, RampPlan, Workload
 
 
 def declare(add: AddAction) -> None:
     """Arguments of ``mvps simulate surplus``."""
     surplus = add(
         "surplus",
-        "load up and down on a queue whose clients retry: where it collapses, where it recovers, who warned (E1)",
+        "load up and down on a queue whose clients retry: where it collapses, where it recovers, who warned (E1); with "
+        "buffers (E2); which claims that leaves standing",
         "examples:\n"
         "  mvps simulate surplus\n"
         "  mvps simulate surplus --pairs 20 --retries 1 --json\n"
+        "  mvps simulate surplus --experiment e2 --pairs 12\n"
+        "  mvps simulate surplus --experiment falsifiers --pairs 12\n"
         "Time is simulated: a minute is two seconds of the queue's time, and a step of 5 % lasts 15 of them.\n"
         "exit codes: 0 done, 2 bad arguments",
+    )
+    surplus.add_argument(
+        "--experiment",
+        choices=("e1", "e2", "falsifiers"),
+        default="e1",
+        help="e1: with and without retries; e2: with buffers; falsifiers: F1 to F11 (default %(default)s)",
     )
     surplus.add_argument("--pairs", type=int, default=8, metavar="N", help="ramps up and down (default %(default)s)")
     surplus.add_argument("--retries", type=int, default=3, metavar="R", help="further tries of a client (default 3)")
@@ -36,14 +48,27 @@ def declare(add: AddAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """E1 with retries and, beside it, without."""
-    from mvps.cli import view
-    from mvps.surplus import retrial_queue
-
+    """Check the arguments, and run what is asked for."""
     if min(arguments.pairs, arguments.servers, arguments.room) < 1 or arguments.retries < 0 or arguments.seed < 0:
         raise exits.Failure(exits.USAGE, "--pairs, --servers and --room are at least 1, --retries and --seed 0")
     if not 0.0 < arguments.timeout < math.inf:
         raise exits.Failure(exits.USAGE, f"--timeout {arguments.timeout:g}: seconds above 0")
+    if arguments.experiment == "e1":
+        return _e1(arguments)
+    try:
+        import scipy.stats  # noqa: F401
+    except ImportError:
+        raise exits.Failure(
+            exits.NOT_PERMITTED, f"--experiment {arguments.experiment} needs scipy: apt-get install mvps-broker, or pip"
+        ) from None
+    return _e2(arguments) if arguments.experiment == "e2" else _falsifiers(arguments)
+
+
+def _e1(arguments: argparse.Namespace) -> int:
+    """With retries and, beside it, without."""
+    from mvps.cli import view
+    from mvps.surplus import retrial_queue
+
     arms = {f"{arguments.retries} retries": arguments.retries, "no retries": 0}
     found: dict[str, list[Ramp]] = {}
     for name, retries in arms.items():
@@ -86,6 +111,106 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print("there is no text here: the semantic spread is not known, and BH-1 not testable")
     return exits.OK
+
+
+# Buffers of 002 sec. 7.2. Its smallest meaningful size is 20 % more reviewers or 15 % rehearsal; two more servers are the
+# control: as many hands, without being for those who have waited.
+_BUFFERS: Final[dict[str, dict[str, float]]] = {
+    "two reviewers": {"reviewers": 2},
+    "two more servers": {"servers": 2},
+    "a quarter reused": {"reuse": 0.25},
+}
+
+
+def _arms(arguments: argparse.Namespace) -> tuple[Arm, dict[str, Arm], RampPlan]:
+    """The queue as it is, and with each buffer, on the same seeds."""
+    from mvps.surplus.falsifiers import run_arm
+    from mvps.surplus.retrial_queue import RampPlan, Workload
+
+    plan = RampPlan(high=1.6)
+    seeds = range(arguments.seed, arguments.seed + arguments.pairs)
+    plain = Workload(
+        servers=arguments.servers, timeout_s=arguments.timeout, retries=arguments.retries, room=arguments.room
+    )
+    told = sys.stderr.isatty()
+
+    def arm(name: str, workload: Workload) -> Arm:
+        if told:
+            print(f"{name}: {arguments.pairs} ramps", file=sys.stderr)
+        return run_arm(workload, plan, seeds)
+
+    found = {}
+    for name, buffer in _BUFFERS.items():
+        more = dict(buffer)
+        capacity = more.pop("servers", 0.0)
+        # Loads stay those of the queue without the buffer: a server more is room, not a smaller load.
+        made = replace(plain, **more) if not capacity else replace(plain, extra=int(capacity))
+        found[name] = arm(name, made)
+    return arm("no buffer", plain), found, plan
+
+
+def _e2(arguments: argparse.Namespace) -> int:
+    """Matched ramps with each buffer."""
+    from mvps.cli import view
+    from mvps.surplus.falsifiers import e2, survival
+    from mvps.surplus.retrial_queue import mean_interval
+
+    baseline, buffered, plan = _arms(arguments)
+    figures: dict[str, dict[str, object]] = {}
+    for name, arm in {"no buffer": baseline, **buffered}.items():
+        ramps = arm.ramps
+        figures[name] = {
+            "pairs": len(ramps),
+            "collapsed": sum(math.isfinite(one.collapse) for one in ramps),
+            "collapse": mean_interval([one.collapse for one in ramps], arguments.seed),
+            "recovery": mean_interval([one.recovery for one in ramps], arguments.seed),
+            "crp": mean_interval([one.fragility for one in ramps], arguments.seed),
+            "emergency_minutes": mean_interval([one.exit for one in ramps], arguments.seed),
+        }
+        if name in buffered:
+            figures[name]["shift"] = _outcome(e2(baseline, arm, plan)[0])
+            figures[name]["bh2_log_rank_p"] = survival(baseline, arm, plan).p_value
+    if arguments.json:
+        plain = {name: {key: _plain(value) for key, value in arm.items()} for name, arm in figures.items()}
+        print(json.dumps(plain, indent=2))
+        return exits.OK
+    rows = [["", "collapsed", "collapses at", "recovers at", "CRP going up", "Emergency, min", "BH-2 later, p"]]
+    for name, one in figures.items():
+        shown = [_interval(one[key]) for key in ("collapse", "recovery", "crp", "emergency_minutes")]
+        p_value = one.get("bh2_log_rank_p")
+        later = f"{p_value:.3g}" if isinstance(p_value, float) else ""
+        rows.append([name, f"{one['collapsed']} of {one['pairs']}", *shown, later])
+    print(view.table(rows))
+    print("loads over the capacity without buffers; means of those that collapsed and 95 % bootstrap intervals")
+    print(f"a ramp goes up to {plan.high:g}; log-rank test of the time until BH-2, against no buffer")
+    return exits.OK
+
+
+def _falsifiers(arguments: argparse.Namespace) -> int:
+    """F1 to F11: held, failed, underpowered or not testable here."""
+    from mvps.cli import view
+    from mvps.surplus.falsifiers import e1, e2, untested
+
+    baseline, buffered, plan = _arms(arguments)
+    found = [("", one) for one in e1(baseline)]
+    found += [(name, one) for name, arm in buffered.items() for one in e2(baseline, arm, plan)]
+    found += [("", one) for one in untested()]
+    found.sort(key=lambda row: int(row[1].name[1:]))
+    if arguments.json:
+        print(json.dumps([{"buffer": buffer, **_outcome(one)} for buffer, one in found], indent=2))
+        return exits.OK
+    rows = [["", "claim", "buffer", "effect", "power", "verdict"]]
+    for buffer, one in found:
+        effect = _interval((one.effect, one.low, one.high))
+        power = "-" if math.isnan(one.power) else f"{one.power:.2f}"
+        rows.append([one.name, one.claim or one.note, buffer, effect, power, one.verdict.value])
+    print(view.table(rows))
+    print(f"{arguments.pairs} matched ramps; effects with 95 % intervals; power: to hold if the effect just matters")
+    return exits.OK
+
+
+def _outcome(one: Outcome) -> dict[str, object]:
+    return {key: _plain(value) for key, value in one._asdict().items()}
 
 
 def _plain(value: object) -> object:

@@ -20,17 +20,22 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mvps.coherence.observation import FloatArray
 from mvps.surplus.indicators import Band, Minute, Watch, crp, ssi, ssi_star
 
-_ARRIVES, _LEAVES, _GIVES_UP = range(3)
+_ARRIVES, _LEAVES, _GIVES_UP, _NEARS, _REVIEWED = range(5)
 
 
 @dataclass(frozen=True)
 class Workload:
     """servers: in parallel. service_s: mean of one answer. timeout_s: a client's patience. retries: further tries.
-    pause_s: mean pause before one. room: requests that fit into the queue, others are turned away."""
+    pause_s: mean pause before one. room: requests that fit into the queue, others are turned away.
+
+    Buffers (002 sec. 7.2), none by default. extra: servers that loads are not measured by. reviewers: as fast as a server, and only for who has waited
+    ``review_after`` of the timeout, oldest first. reuse: share of tries that find a validated answer, which is a tenth of the work.
+    """
 
     servers: int = 8
     service_s: float = 0.1
@@ -39,10 +44,14 @@ class Workload:
     pause_s: float = 0.2
     room: int = 400
     minute_s: float = 2.0
+    extra: int = 0
+    reviewers: int = 0
+    review_after: float = 0.6
+    reuse: float = 0.0
 
     @property
     def capacity(self) -> float:
-        """Answers a second with all servers busy."""
+        """Answers a second with all servers busy, without buffers."""
         return self.servers / self.service_s
 
 
@@ -80,6 +89,13 @@ class _Request:
     waiting: bool = False  # somebody waits for the answer to its latest try
 
 
+@dataclass(slots=True)
+class _Try:
+    request: _Request
+    number: int  # 1 for the first one
+    taken: bool = False  # by a server or a reviewer
+
+
 @dataclass
 class _Tally:
     tries: int = 0
@@ -94,55 +110,80 @@ class _Tally:
 def simulate(workload: Workload, loads: Sequence[float], seed: int) -> Trace:
     """Run one minute at each load, from an empty queue."""
     chance = np.random.default_rng(seed)
-    queue: deque[tuple[_Request, int]] = deque()
-    events: list[tuple[float, int, int, _Request, int]] = []
-    order, busy, now = 0, 0, 0.0
+    queue: deque[_Try] = deque()
+    near: deque[_Try] = deque()  # those of the queue that reviewers may take
+    events: list[tuple[float, int, int, _Try]] = []
+    order, busy, reviewing, queued, now = 0, 0, 0, 0, 0.0
+    servers = workload.servers + workload.extra
     rows: list[tuple[float, ...]] = []
 
-    def push(at: float, kind: int, request: _Request, attempt: int) -> None:
+    def push(at: float, kind: int, attempt: _Try) -> None:
         nonlocal order
         # The number keeps events of one moment in the order in which they were made.
-        heapq.heappush(events, (at, order, kind, request, attempt))
+        heapq.heappush(events, (at, order, kind, attempt))
         order += 1
 
-    def start(request: _Request, attempt: int) -> None:
-        nonlocal busy
-        busy += 1
-        push(now + chance.exponential(workload.service_s), _LEAVES, request, attempt)
+    def start(attempt: _Try, kind: int) -> None:
+        work = workload.service_s
+        if workload.reuse and chance.random() < workload.reuse:
+            work *= 0.1
+        attempt.taken = True
+        push(now + chance.exponential(work), kind, attempt)
+
+    def oldest(waiting: deque[_Try]) -> _Try | None:
+        """The oldest that nobody has taken yet. Who gave up is not known, and is answered as well."""
+        nonlocal queued
+        while waiting:
+            attempt = waiting.popleft()
+            if not attempt.taken:
+                queued -= 1
+                return attempt
+        return None
 
     def again(request: _Request, tally: _Tally) -> None:
         request.waiting = False
         if request.tries > workload.retries:
             tally.failed += 1
         else:
-            push(now + chance.exponential(workload.pause_s), _ARRIVES, request, request.tries)
+            push(now + chance.exponential(workload.pause_s), _ARRIVES, _Try(request, request.tries + 1))
 
     for minute, load in enumerate(loads):
         begin, end = minute * workload.minute_s, (minute + 1) * workload.minute_s
         tally = _Tally(new=int(chance.poisson(load * workload.capacity * workload.minute_s)))
         for at in np.sort(chance.uniform(begin, end, tally.new)).tolist():
-            push(at, _ARRIVES, _Request(at), 0)
+            push(at, _ARRIVES, _Try(_Request(at), 1))
         while events and events[0][0] < end:
-            now, _, kind, request, attempt = heapq.heappop(events)
+            now, _, kind, attempt = heapq.heappop(events)
+            request = attempt.request
             if kind == _ARRIVES:
-                request.tries += 1
+                request.tries = attempt.number
                 tally.tries += 1
-                if busy == workload.servers and len(queue) >= workload.room:
+                if busy == servers and queued >= workload.room:
                     again(request, tally)
                     continue
                 request.waiting = True
-                push(now + workload.timeout_s, _GIVES_UP, request, request.tries)
-                if busy < workload.servers:
-                    start(request, request.tries)
+                push(now + workload.timeout_s, _GIVES_UP, attempt)
+                if busy < servers:
+                    busy += 1
+                    start(attempt, _LEAVES)
                 else:
-                    queue.append((request, request.tries))
+                    queue.append(attempt)
+                    queued += 1
+                    if workload.reviewers:
+                        push(now + workload.review_after * workload.timeout_s, _NEARS, attempt)
             elif kind == _GIVES_UP:
                 # No timer outlives its try: the next one begins only when it went off.
                 if request.waiting:
                     again(request, tally)
+            elif kind == _NEARS:
+                if attempt.taken:
+                    continue
+                near.append(attempt)
+                if reviewing < workload.reviewers and (following := oldest(near)) is not None:
+                    reviewing += 1
+                    start(following, _REVIEWED)
             else:
-                busy -= 1
-                if request.waiting and attempt == request.tries:
+                if request.waiting and attempt.number == request.tries:
                     request.waiting = False
                     tally.good += 1
                     taken = now - request.began
@@ -150,11 +191,16 @@ def simulate(workload: Workload, loads: Sequence[float], seed: int) -> Trace:
                     tally.near += 0.8 * workload.timeout_s < taken
                 else:
                     tally.wasted += 1
-                if queue:
-                    start(*queue.popleft())
+                following = oldest(queue if kind == _LEAVES else near)
+                if following is not None:
+                    start(following, kind)
+                elif kind == _LEAVES:
+                    busy -= 1
+                else:
+                    reviewing -= 1
         mean = float(np.mean(tally.turnaround)) if tally.turnaround else math.nan
         cv = float(np.std(tally.turnaround)) / mean if tally.turnaround and mean > 0.0 else math.nan
-        counts = (tally.tries, tally.new, tally.good, tally.failed, tally.near, tally.wasted, len(queue))
+        counts = (tally.tries, tally.new, tally.good, tally.failed, tally.near, tally.wasted, queued)
         rows.append((load, *map(float, counts), mean, cv))
     return Trace(*(np.array(column) for column in zip(*rows, strict=True)))
 
@@ -186,13 +232,20 @@ class Ramp(NamedTuple):
 
     collapse: load at which success first falls below half. recovery: highest load on the way down from which on it
     stays above 0.9. lead: minutes in Action or worse up to the collapse without a break, so that a false alarm long
-    before does not count. action_share: of the calm minutes before the ramp, in Action or worse.
+    before does not count. action_share: of the calm minutes before the ramp, in Action or worse. fragility: mean CRP on
+    the way up. exit: minutes from the turn until the last one in Emergency is over. utilisation_lead: as ``lead``, of
+    the naive rule that alarms where tries over capacity exceed what they did in as many calm minutes as Action.
+    until_bh2: minutes of the way up until BH-2 is first raised.
     """
 
     collapse: float
     recovery: float
     lead: float
     action_share: float
+    fragility: float
+    exit: float
+    utilisation_lead: float
+    until_bh2: float
 
     @property
     def gap(self) -> float:
@@ -233,17 +286,41 @@ def ramp(workload: Workload, plan: RampPlan, seed: int) -> tuple[Ramp, Trace]:
         bad = np.flatnonzero(~(success[turn:] > 0.9))
         after = turn + (bad[-1] + 1 if len(bad) else 0)
         recovery = float(trace.load[after]) if after < len(success) else 0.0
-    watch, bands = Watch(), []
-    for minute in minutes(trace, workload):
+    watch, bands, raised = Watch(), [], []
+    judged = minutes(trace, workload)
+    for minute in judged:
         watch, health = watch.step(minute)
         bands.append(health.band)
+        raised.append(health.bh2)
     warned = np.array(bands) >= Band.ACTION
-    lead = math.nan
-    if len(fallen):
-        calm_before = np.flatnonzero(~warned[: begin + fallen[0] + 1])
-        run = begin + fallen[0] - (calm_before[-1] if len(calm_before) else -1)
-        lead = float(run - 1) if run else math.nan
-    return Ramp(collapse, recovery, lead, float(np.mean(warned[:begin]))), trace
+    share = float(np.mean(warned[:begin]))
+    used = trace.tries / (workload.capacity * workload.minute_s)
+    naive = used > np.quantile(used[:begin], 1.0 - share, method="higher")
+    emergency = np.flatnonzero(np.array(bands[turn:]) >= Band.EMERGENCY)
+    bh2 = np.flatnonzero(raised[begin:turn])
+    end = begin + int(fallen[0]) if len(fallen) else -1
+    return (
+        Ramp(
+            collapse,
+            recovery,
+            _unbroken(warned, end),
+            share,
+            float(np.mean([minute.crp for minute in judged[begin:turn]])),
+            float(emergency[-1] + 1) if len(emergency) else 0.0,
+            _unbroken(naive, end),
+            float(bh2[0]) if len(bh2) else math.nan,
+        ),
+        trace,
+    )
+
+
+def _unbroken(alarmed: NDArray[np.bool_], end: int) -> float:
+    """Minutes of alarm without a break up to ``end`` (that one included) and before it; NaN without any."""
+    if end < 0:
+        return math.nan
+    quiet = np.flatnonzero(~alarmed[: end + 1])
+    run = end - (int(quiet[-1]) if len(quiet) else -1)
+    return float(run - 1) if run else math.nan
 
 
 def mean_interval(values: Sequence[float], seed: int = 0, draws: int = 4000) -> tuple[float, float, float]:
