@@ -8,7 +8,7 @@ import json
 import math
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mvps.cli import exits
 from mvps.cli.actions import AddAction
@@ -115,9 +115,9 @@ def _e1(arguments: argparse.Namespace) -> int:
 
 # Buffers of 002 sec. 7.2. Its smallest meaningful size is 20 % more reviewers or 15 % rehearsal; two more servers are the
 # control: as many hands, without being for those who have waited.
-_BUFFERS: Final[dict[str, dict[str, float]]] = {
+_BUFFERS: Final[dict[str, dict[str, Any]]] = {
     "two reviewers": {"reviewers": 2},
-    "two more servers": {"servers": 2},
+    "two more servers": {"extra": 2},
     "a quarter reused": {"reuse": 0.25},
 }
 
@@ -139,14 +139,8 @@ def _arms(arguments: argparse.Namespace) -> tuple[Arm, dict[str, Arm], RampPlan]
             print(f"{name}: {arguments.pairs} ramps", file=sys.stderr)
         return run_arm(workload, plan, seeds)
 
-    found = {}
-    for name, buffer in _BUFFERS.items():
-        more = dict(buffer)
-        capacity = more.pop("servers", 0.0)
-        # Loads stay those of the queue without the buffer: a server more is room, not a smaller load.
-        made = replace(plain, **more) if not capacity else replace(plain, extra=int(capacity))
-        found[name] = arm(name, made)
-    return arm("no buffer", plain), found, plan
+    baseline = arm("no buffer", plain)
+    return baseline, {name: arm(name, replace(plain, **buffer)) for name, buffer in _BUFFERS.items()}, plan
 
 
 def _e2(arguments: argparse.Namespace) -> int:

@@ -33,8 +33,9 @@ class Workload:
     """servers: in parallel. service_s: mean of one answer. timeout_s: a client's patience. retries: further tries.
     pause_s: mean pause before one. room: requests that fit into the queue, others are turned away.
 
-    Buffers (002 sec. 7.2), none by default. extra: servers that loads are not measured by. reviewers: as fast as a server, and only for who has waited
-    ``review_after`` of the timeout, oldest first. reuse: share of tries that find a validated answer, which is a tenth of the work.
+    Buffers (002 sec. 7.2), none by default. extra: servers that loads are not measured by. reviewers: as fast as a
+    server, and only for who has waited ``review_after`` of the timeout, oldest first. reuse: share of tries that find a
+    validated answer, which is a tenth of the work.
     """
 
     servers: int = 8
