@@ -27,18 +27,18 @@ def test_what_makes_no_sense_says_so(wrong: list[str], capsys: pytest.CaptureFix
 
 
 def test_buffers_beside_none(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["simulate", "surplus", "--experiment", "e2", "--pairs", "6", "--json"]) == exits.OK
+    assert main(["simulate", "surplus", "--experiment", "e2", "--pairs", "1", "--servers", "4", "--json"]) == exits.OK
     shown = json.loads(capsys.readouterr().out)
     assert list(shown) == ["no buffer", "two reviewers", "two more servers", "a quarter reused"]
-    assert shown["no buffer"]["collapsed"] == 6
-    assert shown["two more servers"]["shift"]["verdict"] == "held"
+    assert shown["no buffer"]["collapsed"] == 1
+    assert shown["two more servers"]["shift"]["verdict"] == "underpowered"
     assert 0.0 <= shown["two reviewers"]["bh2_log_rank_p"] <= 1.0
 
 
 def test_every_falsifier_has_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["simulate", "surplus", "--experiment", "falsifiers", "--pairs", "3"]) == exits.OK
+    assert main(["simulate", "surplus", "--experiment", "falsifiers", "--pairs", "1", "--servers", "4"]) == exits.OK
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[0] for line in lines[1:-1]} == {f"F{n}" for n in range(1, 12)}
-    # Three pairs are too few for any verdict.
+    # One pair is too few for any verdict.
     assert sum("underpowered" in line for line in lines) == 4 + 3 * 3
     assert sum("not testable" in line for line in lines) == 5

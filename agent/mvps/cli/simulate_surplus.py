@@ -113,8 +113,8 @@ def _e1(arguments: argparse.Namespace) -> int:
     return exits.OK
 
 
-# Buffers of 002 sec. 7.2. Its smallest meaningful size is 20 % more reviewers or 15 % rehearsal; two more servers are the
-# control: as many hands, without being for those who have waited.
+# Buffers of 002 sec. 7.2. Its smallest meaningful size is 20 % more reviewers or 15 % rehearsal; two more servers are
+# the control: as many hands, without being for those who have waited.
 _BUFFERS: Final[dict[str, dict[str, Any]]] = {
     "two reviewers": {"reviewers": 2},
     "two more servers": {"extra": 2},
