@@ -33,8 +33,12 @@ struct blk_cell {
 
 CELLS(blk_cells, struct blk_cell);
 
+/* Under bcc owners are unknown: struct blkcg_gq is in no header that a distribution ships. */
 static __always_inline struct cgroup *owner(struct request *rq)
 {
+#ifdef MVPS_BCC
+    return 0;
+#else
     struct bio *bio = rq->bio;
     struct blkcg_gq *blkg;
 
@@ -44,23 +48,23 @@ static __always_inline struct cgroup *owner(struct request *rq)
     if (!blkg)
         return 0;
     return blkg->blkcg->css.cgroup;
+#endif
 }
 
-SEC("tp_btf/block_rq_complete")
-int BPF_PROG(blk_complete, struct request *rq, int error, unsigned int nr_bytes)
+int HOOK(block_rq_complete, blk_complete, struct request *rq, int error, unsigned int nr_bytes)
 {
-    struct blk_cell *cell = own_cell(&blk_cells);
+    struct blk_cell *cell = own_cell(MAP(blk_cells));
     struct cgroup *cgroup = owner(rq);
-    u64 start = rq->start_time_ns, ns;
+    u64 start = READ(rq, start_time_ns), ns;
     u32 bin;
 
     if (!cell || !in_scope(cgroup))
         return 0;
-    if (nr_bytes < rq->__data_len) { /* the rest completes later and is the event then */
+    if (nr_bytes < READ(rq, __data_len)) { /* the rest completes later and is the event then */
         add(&cell->partial, 1);
         return 0;
     }
-    if (!nr_bytes && rq->bio) /* the end of a sequence; a flush request itself has no bio, and is issued */
+    if (!nr_bytes && READ(rq, bio)) /* the end of a sequence; a flush request itself has no bio, and is issued */
         add(&cell->unissued, 1);
     add(&cell->completed, 1);
     add(&cell->bytes, nr_bytes);
@@ -76,15 +80,14 @@ int BPF_PROG(blk_complete, struct request *rq, int error, unsigned int nr_bytes)
     bin = hist_slot(ns, LOWEST_BIT);
     add(&cell->hist[bin & (HIST_BINS - 1)], 1);
     add(&cell->latency_ns, ns);
-    touch(cell->objects, &cell->objects_full, cgroup ? cgroup->kn->id : 0, 0);
+    touch(cell->objects, &cell->objects_full, cgroup ? READ(READ(cgroup, kn), id) : 0, 0);
     mark_over(&cell->first_over, bin);
     return 0;
 }
 
-SEC("tp_btf/block_rq_issue")
-int BPF_PROG(blk_issue, struct request *rq)
+int HOOK(block_rq_issue, blk_issue, struct request *rq)
 {
-    struct blk_cell *cell = own_cell(&blk_cells);
+    struct blk_cell *cell = own_cell(MAP(blk_cells));
 
     if (!cell || (scope_cgroup && !in_scope(owner(rq))))
         return 0;
@@ -92,10 +95,9 @@ int BPF_PROG(blk_issue, struct request *rq)
     return 0;
 }
 
-SEC("tp_btf/block_rq_requeue")
-int BPF_PROG(blk_requeue, struct request *rq)
+int HOOK(block_rq_requeue, blk_requeue, struct request *rq)
 {
-    struct blk_cell *cell = own_cell(&blk_cells);
+    struct blk_cell *cell = own_cell(MAP(blk_cells));
 
     if (!cell || (scope_cgroup && !in_scope(owner(rq))))
         return 0;
@@ -103,4 +105,4 @@ int BPF_PROG(blk_requeue, struct request *rq)
     return 0;
 }
 
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
+LICENSED;

@@ -16,10 +16,12 @@
 #ifndef MVPS_COMMON_H
 #define MVPS_COMMON_H
 
-#include "kernel_types.h"
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_tracing.h>
-#include <bpf/bpf_core_read.h>
+/* MVPS_BCC: compiled on the host by bcc, where the kernel has no BTF. */
+#ifdef MVPS_BCC
+#include "bcc.h"
+#else
+#include "core.h"
+#endif
 
 /* Four sub-bins per octave over 31.75 octaves: 1 us .. 1 h fits, relative bin width 19-25 %. */
 #define HIST_BINS     128
@@ -47,30 +49,17 @@ struct control {
     u64 reserved[6];
 };
 
-struct {
-    __uint(type, BPF_MAP_TYPE_ARRAY);
-    __uint(map_flags, BPF_F_MMAPABLE);
-    __uint(max_entries, 1);
-    __type(key, u32);
-    __type(value, struct control);
-} control SEC(".maps");
+ARRAY_MAP(control, BPF_F_MMAPABLE, struct control);
 
-/* A map of cells; the loader raises max_entries to the number of possible CPUs. */
-#define CELLS(name, cell_type)                                                                                         \
-    struct {                                                                                                           \
-        __uint(type, BPF_MAP_TYPE_ARRAY);                                                                              \
-        __uint(map_flags, BPF_F_MMAPABLE);                                                                             \
-        __uint(max_entries, 1);                                                                                        \
-        __type(key, u32);                                                                                              \
-        __type(value, cell_type);                                                                                      \
-    } name SEC(".maps")
+/* A map of cells, one per possible CPU. */
+#define CELLS(name, cell_type) ARRAY_MAP(name, BPF_F_MMAPABLE, cell_type)
 
 #define CELL_ALIGNED __attribute__((aligned(64)))
 
-/* Scope, fixed before load so that the verifier drops the dead branch: 0 means the whole host. */
-const volatile u64 scope_cgroup = 0;
-const volatile u32 scope_level = 0; /* depth of scope_cgroup in its hierarchy, the root being 0 */
-const volatile u32 scope_netns = 0;
+/* Scope; 0 means the whole host. */
+CONSTANT(u64, scope_cgroup);
+CONSTANT(u32, scope_level); /* depth of scope_cgroup in its hierarchy, the root being 0 */
+CONSTANT(u32, scope_netns);
 
 static __always_inline void add(u64 *counter, u64 amount)
 {
@@ -83,6 +72,7 @@ static __always_inline void add(u64 *counter, u64 amount)
 static __always_inline void *own_cell(void *map)
 {
     u32 cpu = bpf_get_smp_processor_id();
+
     return bpf_map_lookup_elem(map, &cpu);
 }
 
@@ -93,14 +83,12 @@ static __always_inline bool in_scope(struct cgroup *cgroup)
 
     if (!scope_cgroup)
         return 1;
-    if (!cgroup || BPF_CORE_READ(cgroup, level) < (int)scope_level)
+    if (!cgroup || PROBE(cgroup, level) < (int)scope_level)
         return 0;
     /* A flexible array of pointers: out of the verifier's typed reads, so by offset. */
-    if (bpf_probe_read_kernel(&ancestor, sizeof(ancestor),
-                              (void *)cgroup + bpf_core_field_offset(struct cgroup, ancestors) +
-                                  scope_level * sizeof(ancestor)))
+    if (bpf_probe_read_kernel(&ancestor, sizeof(ancestor), ANCESTOR(cgroup, scope_level)))
         return 0;
-    return BPF_CORE_READ(ancestor, kn, id) == scope_cgroup;
+    return PROBE(ancestor, kn, id) == scope_cgroup;
 }
 
 /* Position of the highest set bit; clang 14 has no BPF lowering for __builtin_clzll. */
@@ -172,7 +160,7 @@ static __always_inline void touch(struct object_slot *slots, u64 *full, u64 key,
 static __always_inline void mark_over(struct first_over *first, u32 bin)
 {
     u32 zero = 0;
-    struct control *c = bpf_map_lookup_elem(&control, &zero);
+    struct control *c = LOOKUP(control, &zero);
 
     if (c && bin >= c->over_bin && first->generation != c->generation) {
         first->generation = c->generation;

@@ -22,10 +22,9 @@ struct irq_cell {
 
 CELLS(irq_cells, struct irq_cell);
 
-SEC("tp_btf/softirq_entry")
-int BPF_PROG(irq_enter, unsigned int vector)
+int HOOK(softirq_entry, irq_enter, unsigned int vector)
 {
-    struct irq_cell *cell = own_cell(&irq_cells);
+    struct irq_cell *cell = own_cell(MAP(irq_cells));
 
     if (!cell)
         return 0;
@@ -34,10 +33,9 @@ int BPF_PROG(irq_enter, unsigned int vector)
     return 0;
 }
 
-SEC("tp_btf/softirq_exit")
-int BPF_PROG(irq_exit, unsigned int vector)
+int HOOK(softirq_exit, irq_exit, unsigned int vector)
 {
-    struct irq_cell *cell = own_cell(&irq_cells);
+    struct irq_cell *cell = own_cell(MAP(irq_cells));
     u64 slot = vector, ns;
     u32 bin;
 
@@ -63,4 +61,4 @@ int BPF_PROG(irq_exit, unsigned int vector)
     return 0;
 }
 
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
+LICENSED;

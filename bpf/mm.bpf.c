@@ -43,24 +43,19 @@ struct starts {
     struct start slot[STARTS];
 };
 
-struct {
-    __uint(type, BPF_MAP_TYPE_ARRAY);
-    __uint(max_entries, 1);
-    __type(key, u32);
-    __type(value, struct starts);
-} mm_starts SEC(".maps");
+ARRAY_MAP(mm_starts, 0, struct starts);
 
 static __always_inline bool out_of_scope(void)
 {
-    struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+    struct task_struct *task = CURRENT_TASK();
 
-    return scope_cgroup && !in_scope(task->cgroups->dfl_cgrp);
+    return scope_cgroup && !in_scope(READ(READ(task, cgroups), dfl_cgrp));
 }
 
 static __always_inline int begin(void)
 {
     u32 tid = (u32)bpf_get_current_pid_tgid(), zero = 0, i;
-    struct starts *starts = bpf_map_lookup_elem(&mm_starts, &zero);
+    struct starts *starts = LOOKUP(mm_starts, &zero);
     struct mm_cell *cell;
 
     if (!starts || out_of_scope())
@@ -75,7 +70,7 @@ static __always_inline int begin(void)
             return 0;
         }
     }
-    cell = own_cell(&mm_cells);
+    cell = own_cell(MAP(mm_cells));
     if (cell)
         add(&cell->start_lost, 1);
     return 0;
@@ -84,8 +79,8 @@ static __always_inline int begin(void)
 static __always_inline struct mm_cell *end(void)
 {
     u32 tid = (u32)bpf_get_current_pid_tgid(), zero = 0, i, bin;
-    struct starts *starts = bpf_map_lookup_elem(&mm_starts, &zero);
-    struct mm_cell *cell = own_cell(&mm_cells);
+    struct starts *starts = LOOKUP(mm_starts, &zero);
+    struct mm_cell *cell = own_cell(MAP(mm_cells));
     u64 ns;
 
     if (!starts || !cell || out_of_scope())
@@ -108,14 +103,12 @@ static __always_inline struct mm_cell *end(void)
     return 0; /* attached between begin and end, or counted in start_lost */
 }
 
-SEC("tp_btf/mm_vmscan_direct_reclaim_begin")
-int mm_direct_begin(void *ctx)
+int HOOK(mm_vmscan_direct_reclaim_begin, mm_direct_begin)
 {
     return begin();
 }
 
-SEC("tp_btf/mm_vmscan_direct_reclaim_end")
-int BPF_PROG(mm_direct_end, unsigned long reclaimed)
+int HOOK(mm_vmscan_direct_reclaim_end, mm_direct_end, unsigned long reclaimed)
 {
     struct mm_cell *cell = end();
 
@@ -126,14 +119,12 @@ int BPF_PROG(mm_direct_end, unsigned long reclaimed)
     return 0;
 }
 
-SEC("tp_btf/mm_vmscan_memcg_reclaim_begin")
-int mm_memcg_begin(void *ctx)
+int HOOK(mm_vmscan_memcg_reclaim_begin, mm_memcg_begin)
 {
     return begin();
 }
 
-SEC("tp_btf/mm_vmscan_memcg_reclaim_end")
-int BPF_PROG(mm_memcg_end, unsigned long reclaimed)
+int HOOK(mm_vmscan_memcg_reclaim_end, mm_memcg_end, unsigned long reclaimed)
 {
     struct mm_cell *cell = end();
 
@@ -146,19 +137,15 @@ int BPF_PROG(mm_memcg_end, unsigned long reclaimed)
 
 static __always_inline bool is_kthread(void)
 {
-    struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
-
-    return task->flags & PF_KTHREAD;
+    return READ(CURRENT_TASK(), flags) & PF_KTHREAD;
 }
 
-SEC("tp_btf/mm_compaction_begin")
-int mm_compaction_begin(void *ctx)
+int HOOK(mm_compaction_begin, mm_compaction_begin)
 {
     return is_kthread() ? 0 : begin();
 }
 
-SEC("tp_btf/mm_compaction_end")
-int mm_compaction_end(void *ctx)
+int HOOK(mm_compaction_end, mm_compaction_end)
 {
     struct mm_cell *cell = is_kthread() ? 0 : end();
 
@@ -167,24 +154,22 @@ int mm_compaction_end(void *ctx)
     return 0;
 }
 
-SEC("tp_btf/mm_vmscan_kswapd_wake")
-int mm_kswapd_wake(void *ctx)
+int HOOK(mm_vmscan_kswapd_wake, mm_kswapd_wake)
 {
-    struct mm_cell *cell = own_cell(&mm_cells);
+    struct mm_cell *cell = own_cell(MAP(mm_cells));
 
     if (cell)
         add(&cell->kswapd_wakes, 1);
     return 0;
 }
 
-SEC("tp_btf/mark_victim")
-int mm_oom_victim(void *ctx)
+int HOOK(mark_victim, mm_oom_victim)
 {
-    struct mm_cell *cell = own_cell(&mm_cells);
+    struct mm_cell *cell = own_cell(MAP(mm_cells));
 
     if (cell)
         add(&cell->oom_victims, 1);
     return 0;
 }
 
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
+LICENSED;

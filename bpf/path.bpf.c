@@ -43,7 +43,7 @@ CELLS(path_cells, struct path_cell);
 /* Only Ethernet frames have a next hop to name; loopback has none. */
 static __always_inline bool foreign(struct net_device *dev)
 {
-    return !dev || dev->ifindex == 1 || (scope_netns && dev->nd_net.net->ns.inum != scope_netns);
+    return !dev || READ(dev, ifindex) == 1 || (scope_netns && READ(READ(dev, nd_net.net), ns.inum) != scope_netns);
 }
 
 /* FNV-1a over words: user space computes the same key from its route and neighbour tables. */
@@ -61,37 +61,35 @@ static __always_inline u64 link_key(u32 ifindex, const u8 *mac)
     return hash & ~0xFFULL;
 }
 
-SEC("tp_btf/net_dev_start_xmit")
-int BPF_PROG(path_egress, struct sk_buff *skb, struct net_device *dev)
+int HOOK(net_dev_start_xmit, path_egress, struct sk_buff *skb, struct net_device *dev)
 {
-    struct path_cell *cell = own_cell(&path_cells);
+    struct path_cell *cell = own_cell(MAP(path_cells));
     u8 mac[6];
 
     if (!cell || foreign(dev))
         return 0;
     add(&cell->packets, 1);
-    if (bpf_probe_read_kernel(mac, sizeof(mac), skb->data)) {
+    if (bpf_probe_read_kernel(mac, sizeof(mac), READ(skb, data))) {
         add(&cell->read_failed, 1);
         return 0;
     }
-    touch(cell->egress, &cell->egress_full, link_key(dev->ifindex, mac), skb->len);
+    touch(cell->egress, &cell->egress_full, link_key(READ(dev, ifindex), mac), READ(skb, len));
     return 0;
 }
 
-SEC("tp_btf/netif_receive_skb")
-int BPF_PROG(path_received, struct sk_buff *skb)
+int HOOK(netif_receive_skb, path_received, struct sk_buff *skb)
 {
-    struct path_cell *cell = own_cell(&path_cells);
-    struct net_device *dev = skb->dev;
-    u16 protocol = __builtin_bswap16(skb->protocol);
+    struct path_cell *cell = own_cell(MAP(path_cells));
+    struct net_device *dev = READ(skb, dev);
+    u16 protocol = __builtin_bswap16(READ(skb, protocol));
     bool ipv4 = protocol == ETH_P_IP;
     u8 mac[6], pair[2], ttl, next; /* pair: TTL and protocol of IPv4, next header and hop limit of IPv6 */
 
     if (!cell || foreign(dev) || (!ipv4 && protocol != ETH_P_IPV6))
         return 0;
     add(&cell->received, 1);
-    if (bpf_probe_read_kernel(mac, sizeof(mac), skb->head + skb->mac_header + 6) ||
-        bpf_probe_read_kernel(pair, sizeof(pair), skb->data + (ipv4 ? 8 : 6))) {
+    if (bpf_probe_read_kernel(mac, sizeof(mac), READ(skb, head) + READ(skb, mac_header) + 6) ||
+        bpf_probe_read_kernel(pair, sizeof(pair), READ(skb, data) + (ipv4 ? 8 : 6))) {
         add(&cell->read_failed, 1);
         return 0;
     }
@@ -100,49 +98,48 @@ int BPF_PROG(path_received, struct sk_buff *skb)
     /* Errors come from routers along the way; neighbours and multicast groups (IGMP, MLD) speak on the link alone. */
     if (ipv4 ? next == IPPROTO_ICMP || next == IPPROTO_IGMP : next == IPPROTO_ICMPV6 || next == IPPROTO_HOPOPTS)
         return 0;
-    touch(cell->ttl, &cell->ttl_full, link_key(dev->ifindex, mac) | ttl, 0);
+    touch(cell->ttl, &cell->ttl_full, link_key(READ(dev, ifindex), mac) | ttl, 0);
     return 0;
 }
 
-SEC("tp_btf/tcp_probe")
-int BPF_PROG(path_routed, struct sock *sk)
+int HOOK(tcp_probe, path_routed, struct sock *sk)
 {
-    struct path_cell *cell = own_cell(&path_cells);
-    struct dst_entry *dst = sk->sk_dst_cache;
-    struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+    struct path_cell *cell = own_cell(MAP(path_cells));
+    struct dst_entry *dst = READ(sk, sk_dst_cache);
+    struct tcp_sock *tp = TCP_SOCK(sk);
     struct net_device *dev;
     int ifindex;
     u64 hash;
 
     if (!cell || !dst || !tp)
         return 0;
-    dev = BPF_CORE_READ(dst, dev);
-    ifindex = BPF_CORE_READ(dev, ifindex);
-    if (ifindex <= 1 || (scope_netns && sk->__sk_common.skc_net.net->ns.inum != scope_netns))
+    dev = PROBE(dst, dev);
+    ifindex = PROBE(dev, ifindex);
+    if (ifindex <= 1 || (scope_netns && READ(READ(sk, __sk_common.skc_net.net), ns.inum) != scope_netns))
         return 0;
     add(&cell->segments, 1);
     hash = mix(FNV_OFFSET, ifindex);
-    if (BPF_CORE_READ(dst, ops, family) == AF_INET) {
+    if (PROBE(dst, ops, family) == AF_INET) {
         struct rtable *rt = (struct rtable *)dst;
 
         /* An IPv4 route may have an IPv6 gateway (RFC 5549, kernel 5.2). */
-        if (BPF_CORE_READ(rt, rt_gw_family) == AF_INET6) {
-            struct in6_addr gw = BPF_CORE_READ(rt, rt_gw6);
+        if (PROBE(rt, rt_gw_family) == AF_INET6) {
+            struct in6_addr gw = PROBE(rt, rt_gw6);
 
             hash = mix(mix(mix(mix(hash, gw.in6_u.u6_addr32[0]), gw.in6_u.u6_addr32[1]), gw.in6_u.u6_addr32[2]),
                        gw.in6_u.u6_addr32[3]);
         } else {
-            hash = mix(hash, BPF_CORE_READ(rt, rt_gw4));
+            hash = mix(hash, PROBE(rt, rt_gw4));
         }
     } else {
         struct rt6_info *rt = (struct rt6_info *)dst;
-        struct in6_addr gw = BPF_CORE_READ(rt, rt6i_gateway);
+        struct in6_addr gw = PROBE(rt, rt6i_gateway);
 
         hash = mix(mix(mix(mix(hash, gw.in6_u.u6_addr32[0]), gw.in6_u.u6_addr32[1]), gw.in6_u.u6_addr32[2]),
                    gw.in6_u.u6_addr32[3]);
     }
-    touch(cell->routed, &cell->routed_full, hash, tp->srtt_us >> 3);
+    touch(cell->routed, &cell->routed_full, hash, READ(tp, srtt_us) >> 3);
     return 0;
 }
 
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
+LICENSED;

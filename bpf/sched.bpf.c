@@ -22,8 +22,7 @@ struct sched_cell {
 
 CELLS(sched_cells, struct sched_cell);
 
-SEC("tp_btf/sched_switch")
-int BPF_PROG(sched_run, bool preempt, struct task_struct *prev, struct task_struct *next)
+int HOOK(sched_switch, sched_run, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
     u64 queued = next->sched_info.last_queued, ns;
     struct cgroup *cgroup;
@@ -32,7 +31,7 @@ int BPF_PROG(sched_run, bool preempt, struct task_struct *prev, struct task_stru
 
     if (!next->pid || !queued) /* the idle task waits for nobody */
         return 0;
-    cell = own_cell(&sched_cells);
+    cell = own_cell(MAP(sched_cells));
     cgroup = next->cgroups->dfl_cgrp;
     if (!cell || !in_scope(cgroup))
         return 0;
@@ -50,4 +49,4 @@ int BPF_PROG(sched_run, bool preempt, struct task_struct *prev, struct task_stru
     return 0;
 }
 
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
+LICENSED;

@@ -29,50 +29,50 @@ struct sock_cell {
 
 CELLS(sock_cells, struct sock_cell);
 
-static __always_inline u64 owner(const struct sock *sk)
+static __always_inline u64 owner(struct sock *sk)
 {
-    struct cgroup *cgroup = sk->sk_cgrp_data.cgroup;
+    struct cgroup *cgroup = READ(sk, sk_cgrp_data.cgroup);
 
-    return cgroup ? cgroup->kn->id : 0;
+    return cgroup ? READ(READ(cgroup, kn), id) : 0;
 }
 
-static __always_inline bool out_of_scope(const struct sock *sk)
+static __always_inline bool out_of_scope(struct sock *sk)
 {
-    if (scope_netns && sk->__sk_common.skc_net.net->ns.inum != scope_netns)
+    if (scope_netns && READ(READ(sk, __sk_common.skc_net.net), ns.inum) != scope_netns)
         return 1;
-    return !in_scope(sk->sk_cgrp_data.cgroup);
+    return !in_scope(READ(sk, sk_cgrp_data.cgroup));
 }
 
-SEC("tp_btf/tcp_probe")
-int BPF_PROG(sock_segment, struct sock *sk)
+int HOOK(tcp_probe, sock_segment, struct sock *sk)
 {
-    struct sock_cell *cell = own_cell(&sock_cells);
-    struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+    struct sock_cell *cell = own_cell(MAP(sock_cells));
+    struct tcp_sock *tp = TCP_SOCK(sk);
     u64 key = owner(sk);
     u32 srtt, floor, bin;
+    int queued;
 
     if (!cell || !tp || out_of_scope(sk))
         return 0;
     add(&cell->segments, 1);
-    srtt = tp->srtt_us; /* 1/8 us */
-    floor = tp->rtt_min.s[0].v;
+    srtt = READ(tp, srtt_us); /* 1/8 us */
+    floor = READ(tp, rtt_min.s[0].v);
     if (!srtt || !floor || floor == ~0U) { /* nothing acknowledged yet */
         add(&cell->no_rtt, 1);
         return 0;
     }
     bin = hist_slot((u64)srtt * 2 / floor, LOWEST_BIT);
     add(&cell->hist[bin & (HIST_BINS - 1)], 1);
-    if (sk->sk_wmem_queued > 0)
-        add(&cell->send_queue_bytes, sk->sk_wmem_queued);
+    queued = READ(sk, sk_wmem_queued);
+    if (queued > 0)
+        add(&cell->send_queue_bytes, queued);
     touch(cell->objects, &cell->objects_full, key, 0);
     mark_over(&cell->first_over, bin);
     return 0;
 }
 
-SEC("tp_btf/tcp_retransmit_skb")
-int BPF_PROG(sock_retransmit, const struct sock *sk)
+int HOOK(tcp_retransmit_skb, sock_retransmit, struct sock *sk)
 {
-    struct sock_cell *cell = own_cell(&sock_cells);
+    struct sock_cell *cell = own_cell(MAP(sock_cells));
     u64 key = owner(sk);
 
     if (!cell || out_of_scope(sk))
@@ -84,10 +84,9 @@ int BPF_PROG(sock_retransmit, const struct sock *sk)
     return 0;
 }
 
-SEC("tp_btf/sock_exceed_buf_limit")
-int BPF_PROG(sock_buffer_limit, struct sock *sk)
+int HOOK(sock_exceed_buf_limit, sock_buffer_limit, struct sock *sk)
 {
-    struct sock_cell *cell = own_cell(&sock_cells);
+    struct sock_cell *cell = own_cell(MAP(sock_cells));
 
     if (!cell || out_of_scope(sk))
         return 0;
@@ -95,14 +94,13 @@ int BPF_PROG(sock_buffer_limit, struct sock *sk)
     return 0;
 }
 
-SEC("tp_btf/kfree_skb")
-int BPF_PROG(sock_drop, struct sk_buff *skb, void *location, unsigned int reason)
+int HOOK(kfree_skb, sock_drop, struct sk_buff *skb, void *location, unsigned int reason)
 {
-    struct sock_cell *cell = own_cell(&sock_cells);
+    struct sock_cell *cell = own_cell(MAP(sock_cells));
 
     if (!cell)
         return 0;
-    if (scope_netns && (!skb->dev || skb->dev->nd_net.net->ns.inum != scope_netns))
+    if (scope_netns && (!READ(skb, dev) || READ(READ(READ(skb, dev), nd_net.net), ns.inum) != scope_netns))
         return 0;
     reason = reason < DROP_REASONS ? reason : DROP_REASONS - 1;
     KEEP_BOUND(reason);
@@ -111,4 +109,4 @@ int BPF_PROG(sock_drop, struct sk_buff *skb, void *location, unsigned int reason
     return 0;
 }
 
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
+LICENSED;

@@ -11,7 +11,7 @@ packages=(python3 python3-dev python3-venv clang llvm libbpf-dev libbpf1 libssl-
 extras=broker,probe
 stamp=.venv/.stamp
 if [[ ${1:-} == --dev ]]; then
-    packages+=(clang-format bpftool bpftrace fio iperf3 stress-ng libcap2-bin ethtool postgresql procps util-linux
+    packages+=(clang-format bpftool bpftrace python3-bpfcc linux-headers-amd64 fio iperf3 stress-ng libcap2-bin ethtool postgresql procps util-linux
         zsh fish debootstrap e2fsprogs groff-base qemu-system-x86 systemd)
     extras+=,dev
     stamp=.venv/.stamp-dev

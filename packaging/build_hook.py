@@ -36,6 +36,8 @@ SNAPSHOT_PROTO = ROOT / "proto/mvps/v1/snapshot.proto"
 # -g: BTF, which CO-RE relocations and the cell layouts read by user space come from.
 CFLAGS = ["-target", "bpf", "-mcpu=v3", "-g", "-O2", "-Wall", "-Werror", "-D__TARGET_ARCH_x86"]
 
+BCC_FILES = ("bcc.h", "common.h", "with_bcc.py")
+
 # Py_LIMITED_API: one object for Python 3.11 and everything after it.
 NATIVE_CFLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2"]
 NATIVE_CFLAGS += ["-fPIC", "-fvisibility=hidden", "-DPy_LIMITED_API=0x030b0000"]
@@ -52,7 +54,7 @@ def _clang() -> str:
 
 
 def build_bpf() -> None:
-    """Compile every ``bpf/*.bpf.c`` whose sources are newer than its object."""
+    """Compile every ``bpf/*.bpf.c`` whose sources are newer than its object, and lay the sources beside it."""
     clang = _clang()
     OBJECTS.mkdir(parents=True, exist_ok=True)
     newest_header = max(h.stat().st_mtime for h in (ROOT / "bpf").glob("*.h"))
@@ -66,6 +68,11 @@ def build_bpf() -> None:
         subprocess.run([clang, *CFLAGS, "-c", f"bpf/{source.name}", "-o", str(target)], cwd=ROOT, check=True)
         if strip:  # DWARF is 80 % of the file; .BTF stays
             subprocess.run([strip, "-g", str(target)], check=True)
+    # What bcc compiles on hosts whose kernel has no BTF (mvps.probes.bcc).
+    for source in [*(ROOT / "bpf").glob("*.bpf.c"), *(ROOT / "bpf" / name for name in BCC_FILES)]:
+        target = OBJECTS / source.name
+        if not target.exists() or target.read_bytes() != source.read_bytes():
+            shutil.copyfile(source, target)
 
 
 def _protoc(sources: Iterable[Path], *outputs: str) -> None:

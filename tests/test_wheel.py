@@ -33,6 +33,7 @@ def test_the_wheel_carries_objects_and_generated_code(wheel: Path) -> None:
         f"mvps/v1/{p.stem}_{kind}.py" for p in (ROOT / "proto/mvps/v1").glob("*.proto") for kind in ("pb2", "pb2_grpc")
     }
     native = {"mvps/trust/_gate.abi3.so", "mvps/trust/_gate.pyi"}
+    objects |= {f"mvps/probes/bpf/{name}" for name in ("mm.bpf.c", "common.h", "bcc.h", "with_bcc.py")}
     others = {"mvps/py.typed", "mvps/v1/__init__.py", "mvps/cli/made-up.as-rel.txt"}
     assert objects | protos | native | others <= names
     assert not [name for name in names if not name.startswith(("mvps/", "mvps-"))]

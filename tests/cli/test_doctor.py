@@ -33,15 +33,24 @@ def test_kernel(release: str, level: str) -> None:
 
 
 def test_btf(tmp_path: Path) -> None:
-    assert "CONFIG_DEBUG_INFO_BTF" in doctor.btf(tmp_path).advice
+    lacking = doctor.btf(tmp_path, "6.1.0-9-amd64")
+    assert lacking.level == "fail"
+    assert "CONFIG_DEBUG_INFO_BTF" in lacking.advice
+    assert "python3-bpfcc" in lacking.advice
+    _put(tmp_path, "usr/lib/python3/dist-packages/bcc/__init__.py", b"")
+    assert "linux-headers-6.1.0-9-amd64" in doctor.btf(tmp_path, "6.1.0-9-amd64").advice
+    stated = b'#define UTS_RELEASE "6.1.0-9-amd64"\n'
+    _put(tmp_path, "lib/modules/6.1.0-9-amd64/build/include/generated/utsrelease.h", stated)
+    assert doctor.btf(tmp_path, "6.1.0-9-amd64").level == "warn"
     _put(tmp_path, "sys/kernel/btf/vmlinux", b"not btf")
-    assert doctor.btf(tmp_path).level == "fail"
+    assert doctor.btf(tmp_path, "6.1.0-9-amd64").level == "fail"
     _put(tmp_path, "sys/kernel/btf/vmlinux", b"\x9f\xeb\x01\x00")
-    assert doctor.btf(tmp_path).level == "ok"
+    assert doctor.btf(tmp_path, "6.1.0-9-amd64").level == "ok"
 
 
 def test_hooks_are_looked_up_one_by_one_in_the_kernels_types(tmp_path: Path) -> None:
     assert "btf" in doctor.hooks(tmp_path).advice
+    assert doctor.hooks(tmp_path).level == "warn"
     here = Path("/sys/kernel/btf/vmlinux")
     if not here.exists():
         pytest.skip("this kernel has no BTF")
@@ -178,7 +187,7 @@ def test_state_dir(tmp_path: Path) -> None:
 
 def test_this_host_can_be_examined_and_every_complaint_has_advice() -> None:
     findings = doctor.examine(Config())
-    assert len({f.check for f in findings}) == len(findings) == 17
+    assert len({f.check for f in findings}) == len(findings) == 18
     assert all(f.advice for f in findings if f.level != "ok")
 
 

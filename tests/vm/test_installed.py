@@ -11,31 +11,17 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.kernel.instructions import RECORD, complaints
+from tests.vm.installation import KEPT_UNANSWERED, PYTHON, SPOOLED, build, host, install, set_up, status
 from tests.vm.machine import RELEASES, ROOT, Machine, make_image
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(1200)]
 
-# README, "Keys: from nothing to two hosts streaming", for one host that is also the broker's.
-DESK = (
-    "mvps key generate operator operator.key > operator.pub",
-    "mvps key generate broker /etc/mvps/broker.key > broker.pub",
-    "mvps key generate host /etc/mvps/host.key",
-    "mvps enroll request --key /etc/mvps/host.key --vantage host-a > host-a.request",
-    "mvps epoch new --operator-id acme --broker broker.pub --out epoch-1.draft",
-    "mvps enroll approve host-a.request --into epoch-1.draft",
-    "mvps epoch sign epoch-1.draft --key operator.key --out epoch-1.manifest",
-    "cp operator.pub /etc/mvps/ && cp epoch-1.manifest /etc/mvps/manifests/",
-)
-SETTINGS = {"vantage_id": '"host-a"', "target": '"127.0.0.1:7447"', "calibration_ticks": "60"}
 PROGRAMS = "bpftool --json prog show"
-# A snapshot that may have been on the wire comes as it is first. A broker that never had it, and has newer ones, says
-# "replayed", and then it comes sealed again: one refusal, and nothing lost (mvps.stream.outbox).
-KEPT_UNANSWERED = {"replayed"}
-# At least three snapshots wait on disk.
-SPOOLED = """mvps status --json | grep -qE '"spooled": "([3-9]|[1-9][0-9])'"""
+# Carried in beside the packages, and run by the package's own Python.
+CARRIED = [ROOT / "tests/vm/compare_loaders.py", ROOT / "tests/kernel/instructions.py"]
 
 
 @pytest.fixture(scope="module", params=RELEASES)
@@ -45,46 +31,26 @@ def release(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def packages(release: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp(f"packages-{release}")
-    subprocess.run([ROOT / "packaging/build-deb", release, "--out", folder], check=True)
-    return sorted(folder.glob("*.deb"))
+    return build(release, tmp_path_factory.mktemp(f"packages-{release}"))
 
 
 @pytest.fixture(scope="module")
 def machine(release: str, packages: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     make_image(release)
-    with Machine(release, tmp_path_factory.mktemp(f"machine-{release}"), packages) as booted:
+    with Machine(release, tmp_path_factory.mktemp(f"machine-{release}"), [*packages, *CARRIED]) as booted:
         yield booted
 
 
 @pytest.fixture(scope="module")
 def installed(machine: Machine) -> Machine:
-    machine.must("apt-get install -y --no-install-recommends /mnt/*.deb")
+    install(machine)
     return machine
 
 
 @pytest.fixture(scope="module")
 def running(installed: Machine) -> Machine:
-    """Keys made, host admitted, settings written, services started: two commands after the last file."""
-    installed.must("mkdir -p /root/desk")
-    for step in DESK:
-        installed.must(f"cd /root/desk && {step}")
-    edits = " ".join(f"-e 's|^#{name} = .*|{name} = {value}|'" for name, value in SETTINGS.items())
-    installed.must(f"sed -i {edits} /etc/mvps/agent.toml && mvps config --check /etc/mvps/agent.toml")
-    installed.must("systemctl enable --now mvps-broker mvps-agent")
-    installed.until("mvps fleet --json | grep -q host-a")
+    set_up(installed)
     return installed
-
-
-def status(machine: Machine) -> Any:
-    """`mvps status`; its exit code says how the host is, and is not asked for here."""
-    return json.loads(machine.run("mvps status --json").out)
-
-
-def host(machine: Machine) -> Any:
-    """What the broker keeps of host-a."""
-    (vantage,) = json.loads(machine.run("mvps fleet --json").out)["vantages"]
-    return vantage
 
 
 def phase(machine: Machine) -> str:
@@ -99,8 +65,8 @@ def attached(machine: Machine) -> set[int]:
 
 
 def test_building_twice_gives_the_same_bytes(release: str, packages: list[Path], tmp_path: Path) -> None:
-    subprocess.run([ROOT / "packaging/build-deb", release, "--out", tmp_path], check=True)
-    assert {p.name: p.read_bytes() for p in tmp_path.glob("*.deb")} == {p.name: p.read_bytes() for p in packages}
+    again = build(release, tmp_path)
+    assert {p.name: p.read_bytes() for p in again} == {p.name: p.read_bytes() for p in packages}
 
 
 def test_the_agent_alone_takes_no_more_than_100_mb(packages: list[Path]) -> None:
@@ -116,6 +82,28 @@ def test_the_packages_need_no_network_and_start_nothing(installed: Machine) -> N
     assert installed.run("find /usr/lib/mvps -newer /etc/mvps/agent.toml -name '*.pyc'").out == ""
     for user in ("mvps", "mvps-broker", "mvps-witness"):
         installed.must(f"test $(stat -c %U:%a /var/lib/{user}) = {user}:750")
+
+
+def test_the_verifier_s_work_on_this_kernel_is_on_record(installed: Machine) -> None:
+    counted = json.loads(installed.must(f"{PYTHON} /mnt/instructions.py"))
+    assert complaints(counted["release"], counted["instructions"], json.loads(RECORD.read_text())) == []
+
+
+def test_both_loaders_count_the_same_of_the_same_load(installed: Machine) -> None:
+    counted = json.loads(installed.must(f"{PYTHON} /mnt/compare_loaders.py", 900.0))
+    for signal, (core, compiled) in counted.items():
+        assert core.keys() == compiled.keys()
+        for name in core.keys() - {"entered_ns", "entered_vector"}:  # the state of a run, no counter
+            # Read a moment apart, and programs of one also interrupt what the other times.
+            share = 0.25 if name.endswith("_ns") else 0.02
+            assert compiled[name] == pytest.approx(core[name], rel=share, abs=16), (signal, name)
+    by_core = {signal: core for signal, (core, _) in counted.items()}
+    assert by_core["blk"]["completed"] >= 2000
+    assert by_core["blk"]["unissued"] >= 1
+    assert by_core["mm"]["memcg"] >= 50
+    assert by_core["sock"]["hist"] >= 100
+    assert by_core["path"]["packets"] >= 100
+    assert by_core["irq"]["hist"] >= 100
 
 
 def test_a_broker_without_its_key_says_what_to_do(installed: Machine) -> None:
@@ -220,6 +208,26 @@ def test_the_limiter_s_service(running: Machine) -> None:
     assert "mvx0: attached native" in running.must("mvps broker limits")
     limiter = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9466/metrics').read().decode())"
     running.until(f"python3 -c \"{limiter}\" | grep -q '^mvps_limiter_failing 0'")
+
+
+def test_without_btf_the_agent_has_its_programs_compiled(running: Machine) -> None:
+    drop_in = "/etc/systemd/system/mvps-agent.service.d"
+    running.must(f"install -D -m 644 /usr/share/mvps/systemd/mvps-agent-bcc.conf {drop_in}/bcc.conf")
+    running.must("mount -t tmpfs -o ro none /sys/kernel/btf && systemctl daemon-reload")
+    try:
+        running.must("systemctl restart mvps-agent", 600.0)
+        running.until("mvps status --json | grep -q '\"degraded\"'")
+        states = {v["name"]: v["state"] for v in status(running)["vantages"]}
+        assert states == {"mm": "ok", "blk": "degraded", "sock": "ok", "sched": "failed", "irq": "ok", "path": "ok"}
+        (found,) = [f for f in json.loads(running.run("mvps doctor --json").out) if f["check"] == "btf"]
+        assert found["level"] == "warn"
+        # The compiler has ended; what is left is the agent.
+        assert running.run("pgrep -f with_bcc.py").code == 1
+    finally:
+        running.must(f"umount /sys/kernel/btf && rm -r {drop_in} && systemctl daemon-reload")
+    running.must("systemctl restart mvps-agent")
+    running.until("mvps status --json | grep -q '\"vantages\"' && ! mvps status --json | grep -q '\"failed\"'")
+    assert {v["state"] for v in status(running)["vantages"]} == {"ok"}
 
 
 def test_stopping_leaves_nothing_attached(running: Machine) -> None:

@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from mvps.daemon import log
     from mvps.daemon.start import Cause, StartError, attach
+    from mvps.probes.bcc import chosen
 
     log.configure("warning", "text")
     begun = time.perf_counter()
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         vantages.read()
         time.sleep(max(arguments.seconds, 0.0))
-        report = _report(vantages, vantages.read(), attached_ms)
+        report = _report(vantages, vantages.read(), attached_ms, chosen(settings.vantages.loader))
     finally:
         vantages.close()
     if arguments.json:
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _report(
-    vantages: VantageSet, seen: dict[str, Observation], attached_ms: float
+    vantages: VantageSet, seen: dict[str, Observation], attached_ms: float, loader: str
 ) -> dict[str, list[dict[str, object]]]:
     from mvps.vantages.registry import VANTAGES
 
@@ -81,7 +82,7 @@ def _report(
     losses: list[dict[str, object]] = [
         {"cause": cause, "count": count} for cause, count in sorted(vantages.losses().items()) if count
     ]
-    return {"vantages": rows, "losses": losses, "timing": [{"attach_ms": round(attached_ms, 1)}]}
+    return {"vantages": rows, "losses": losses, "timing": [{"loader": loader, "attach_ms": round(attached_ms, 1)}]}
 
 
 def _print(report: dict[str, list[dict[str, object]]]) -> None:
@@ -91,4 +92,5 @@ def _print(report: dict[str, list[dict[str, object]]]) -> None:
             print(f"{'':9} {'':6} -> {row['reason']}")
     for loss in report["losses"]:
         print(f"lost      {loss['cause']}: {loss['count']}")
-    print(f"attached in {report['timing'][0]['attach_ms']} ms")
+    (timing,) = report["timing"]
+    print(f"attached in {timing['attach_ms']} ms by loader {timing['loader']}")

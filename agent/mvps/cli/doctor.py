@@ -85,7 +85,7 @@ def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
     """All findings. ``root`` replaces / for what is read from /proc and /sys."""
     return [
         kernel(platform.release()),
-        btf(root),
+        btf(root, platform.release()),
         hooks(root),
         jit(root),
         statistics(root),
@@ -95,6 +95,7 @@ def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
         perf_event_paranoid(root),
         psi(root),
         cgroups(root),
+        xdp(),
         clock(),
         key(config),
         epoch(config),
@@ -114,17 +115,35 @@ def kernel(release: str) -> Finding:
     return Finding("kernel", "warn", f"{release} is older than {floor}", f"tested from {floor} on; try mvps check")
 
 
-def btf(root: Path = Path("/")) -> Finding:
-    """Type information that CO-RE needs."""
+def btf(root: Path, release: str) -> Finding:
+    """Type information that CO-RE needs; without it bcc can compile the programs here."""
     path = root / "sys/kernel/btf/vmlinux"
     try:
         with path.open("rb") as file:
             magic = struct.unpack("<H", file.read(2))[0]
     except (OSError, struct.error):
-        return Finding("btf", "fail", "no /sys/kernel/btf/vmlinux", "use a kernel built with CONFIG_DEBUG_INFO_BTF=y")
+        return _without_btf(root, release)
     if magic != 0xEB9F:
         return Finding("btf", "fail", "/sys/kernel/btf/vmlinux is not BTF", "use the distribution's own kernel")
     return Finding("btf", "ok", f"{path.stat().st_size / 1e6:.1f} MB at /sys/kernel/btf/vmlinux")
+
+
+def _without_btf(root: Path, release: str) -> Finding:
+    from mvps.probes.bcc import why_not
+
+    if lacking := why_not(release, root):
+        return Finding(
+            "btf",
+            "fail",
+            "no /sys/kernel/btf/vmlinux",
+            f"use a kernel built with CONFIG_DEBUG_INFO_BTF=y; or let bcc compile the programs: {lacking}",
+        )
+    return Finding(
+        "btf",
+        "warn",
+        "no /sys/kernel/btf/vmlinux: bcc compiles the programs at every start",
+        "sched cannot be watched and block requests have no owner; a kernel with CONFIG_DEBUG_INFO_BTF=y has both",
+    )
 
 
 def hooks(root: Path = Path("/")) -> Finding:
@@ -132,7 +151,7 @@ def hooks(root: Path = Path("/")) -> Finding:
     try:
         types = (root / "sys/kernel/btf/vmlinux").read_bytes()
     except OSError:
-        return Finding("hooks", "fail", "cannot be looked up without BTF", "see btf above")
+        return Finding("hooks", "warn", "cannot be looked up without BTF", "see btf above; mvps check attaches them")
     missing: list[str] = []
     number = 0
     for file in sorted(_objects(), key=lambda file: file.name):
@@ -277,6 +296,28 @@ def cgroups(root: Path = Path("/")) -> Finding:
         "no cgroup v2 is mounted",
         "mount -t cgroup2 none /sys/fs/cgroup, or boot with systemd",
     )
+
+
+def xdp() -> Finding:
+    """XDP programs on this namespace's interfaces, and whether they run in the driver."""
+    from mvps.probes.libbpf import XDP_MODES, BpfError, query_xdp
+
+    found: dict[str, str] = {}
+    try:
+        for index, name in socket.if_nameindex():
+            if mode := XDP_MODES.get(query_xdp(index).attach_mode):
+                found[name] = mode
+    except BpfError as error:
+        return Finding("xdp", "warn", f"cannot be asked for: {error}", "see libbpf above")
+    shown = ", ".join(f"{name} {mode}" for name, mode in found.items())
+    if "generic" in found.values():
+        return Finding(
+            "xdp",
+            "warn",
+            f"{shown}: generic runs behind the network stack's entry, where dropping a packet costs more",
+            "attach in native mode; it needs a driver with XDP, and often an MTU that fits one page",
+        )
+    return Finding("xdp", "ok", shown or "no interface has a program")
 
 
 def clock() -> Finding:

@@ -121,6 +121,11 @@ class VantagesSection(_Section):
 
     enable: tuple[str, ...] = _setting((), "Vantages to attach. Empty: all that this version knows.")
     disable: tuple[str, ...] = _setting((), "Vantages to leave out; wins over enable.")
+    loader: Literal["auto", "core", "bcc"] = _setting(
+        "auto",
+        "How programs get into the kernel: core as they were built, which takes a kernel with BTF; bcc compiles them here,"
+        " which takes python3-bpfcc and the kernel's headers; auto: bcc only where there is no BTF.",
+    )
 
 
 class ScopeSection(_Section):

@@ -24,6 +24,7 @@ from mvps.daemon.local_api import LocalApi, LocalApiError
 from mvps.daemon.notify import Notifier
 from mvps.daemon.service import Agent, NoUplink, Uplink
 from mvps.daemon.uplink import BrokerUplink
+from mvps.probes.bcc import chosen
 from mvps.stream.spool import Spool, SpoolError
 from mvps.trust.counter import Counter, CounterError
 from mvps.trust.keys import KeySourceError, Kind, ObjectHasher, SecretKey, load_public
@@ -74,7 +75,7 @@ def attach(settings: Config) -> VantageSet:
         scope = resolve_scope(settings.scope.cgroup, settings.scope.netns)
     except (ValueError, FileNotFoundError) as error:
         raise StartError(Cause.SETTINGS, str(error)) from None
-    vantages = VantageSet.open(names, scope, probe=settings.probe.plan())
+    vantages = VantageSet.open(names, scope, probe=settings.probe.plan(), loader=settings.vantages.loader)
     if not vantages.surfaces():
         # One reason is usually shared by all: say it once.
         reasons = "; ".join(
@@ -131,7 +132,7 @@ def start(settings: Config, config_path: str = "", *, notifier: Notifier | None 
     log.event(
         _log, logging.INFO, "started", vantage_id=settings.vantage_id, tick_ms=settings.agent.tick_ms,
         surfaces=list(surfaces), broker=settings.broker.target, key_id=uplink.key_id,
-        metrics=settings.metrics.address if serve else "",
+        metrics=settings.metrics.address if serve else "", loader=chosen(settings.vantages.loader),
     )  # fmt: skip
     return Started(agent, local_api)
 

@@ -58,7 +58,6 @@ class Mode(StrEnum):
 
 
 _FLAGS: Final = {Mode.NATIVE: libbpf.XDP_NATIVE, Mode.GENERIC: libbpf.XDP_GENERIC}
-_QUERIED: Final = {1: "native", 2: "generic", 3: "hardware", 4: "several"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +136,7 @@ def states(folder: Path) -> list[Place]:
         index = _index(name, required=False)
         seen = libbpf.query_xdp(index) if index else None
         ours = seen is not None and program in (seen.drv_prog_id, seen.skb_prog_id, seen.hw_prog_id)
-        mode = _QUERIED.get(seen.attach_mode, "") if seen is not None and ours else ""
+        mode = libbpf.XDP_MODES.get(seen.attach_mode, "") if seen is not None and ours else ""
         found.append(Place(name, "attached" if ours else "severed", mode))
     return found
 
@@ -379,7 +378,7 @@ def _new_link(program: int, name: str, index: int, mode: Mode) -> int:
             other = seen.drv_prog_id or seen.skb_prog_id or seen.hw_prog_id or seen.prog_id
             raise LimiterError(
                 f"{name} already runs the XDP program {libbpf.program_name(other) or '?'} (id {other}, "
-                f"{_QUERIED.get(seen.attach_mode, 'unknown')} mode), and an interface takes one: remove that one first "
+                f"{libbpf.XDP_MODES.get(seen.attach_mode, 'unknown')} mode), and an interface takes one: remove that one first "
                 f"(`bpftool net` shows whose it is; `ip link set dev {name} xdp off` removes one that is not a link)"
             ) from error
         if mode is Mode.NATIVE:

@@ -18,10 +18,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from mvps.probes.libbpf import BpfError, BpfObject, enable_stats, library, program_info
-
-# The kernel keeps this many bytes of a program's name (BPF_OBJ_NAME_LEN less the final zero).
-_NAME_BYTES = 15
+from mvps.probes.libbpf import NAME_BYTES, BpfError, BpfObject, enable_stats, library, program_info
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +104,7 @@ def own_names() -> dict[str, str]:
     folder = Path(str(resources.files("mvps.probes"))) / "bpf"
     for path in sorted(folder.glob("*.bpf.o")):
         with BpfObject(path) as opened:
-            names |= {program[:_NAME_BYTES]: f"{opened.name}/{program}" for program in opened.programs()}
+            names |= {program[:NAME_BYTES]: f"{opened.name}/{program}" for program in opened.programs()}
     if not names:
         raise BpfError(errno.ENOENT, "no objects are built; run packaging/build_hook.py (needs clang)")
     return names

@@ -13,6 +13,7 @@ import errno
 import mmap
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from mvps.probes.btf import Btf
 
 _LOG_BYTES = 64 * 1024
+NAME_BYTES = 15  # of a map's or program's name the kernel keeps (BPF_OBJ_NAME_LEN less the final zero)
 
 
 class BpfError(OSError):
@@ -63,16 +65,22 @@ def _load() -> ct.CDLL:
         "bpf_object__next_program": (pointer, [pointer, pointer]),
         "bpf_map__name": (text, [pointer]),
         "bpf_map__fd": (number, [pointer]),
+        "bpf_map__type": (number, [pointer]),
+        "bpf_map__key_size": (ct.c_uint32, [pointer]),
+        "bpf_map__map_flags": (ct.c_uint32, [pointer]),
         "bpf_map__value_size": (ct.c_uint32, [pointer]),
         "bpf_map__max_entries": (ct.c_uint32, [pointer]),
         "bpf_map__set_max_entries": (number, [pointer, ct.c_uint32]),
         "bpf_map__initial_value": (pointer, [pointer, ct.POINTER(ct.c_size_t)]),
         "bpf_program__name": (text, [pointer]),
         "bpf_program__fd": (number, [pointer]),
+        "bpf_program__section_name": (text, [pointer]),
         "bpf_program__set_autoload": (number, [pointer, ct.c_bool]),
         "bpf_program__set_log_buf": (number, [pointer, pointer, ct.c_size_t]),
         "bpf_program__attach": (pointer, [pointer]),
         "bpf_link__destroy": (number, [pointer]),
+        "bpf_map_create": (number, [number, text, ct.c_uint32, ct.c_uint32, ct.c_uint32, pointer]),
+        "bpf_raw_tracepoint_open": (number, [text, number]),
         "bpf_obj_get_info_by_fd": (number, [number, pointer, ct.POINTER(ct.c_uint32)]),
         "bpf_enable_stats": (number, [number]),
         "bpf_prog_get_next_id": (number, [ct.c_uint32, ct.POINTER(ct.c_uint32)]),
@@ -327,6 +335,55 @@ class BpfMap:
             raise ValueError(f"{self.name}: {len(given)} bytes given, {size} needed")
 
 
+@dataclass(frozen=True, slots=True)
+class MapDefinition:
+    """A map as an object declares it: sizes of key and value in bytes, type and flags as bpf(2) numbers them."""
+
+    name: str
+    kind: int
+    key_size: int
+    value_size: int
+    entries: int
+    flags: int
+
+
+class _CreateOptions(ct.Structure):
+    """``struct bpf_map_create_opts`` as far as we set it; libbpf takes the rest as zero."""
+
+    _fields_ = [
+        ("sz", ct.c_size_t),
+        ("btf_fd", ct.c_uint32),
+        ("btf_key_type_id", ct.c_uint32),
+        ("btf_value_type_id", ct.c_uint32),
+        ("btf_vmlinux_value_type_id", ct.c_uint32),
+        ("inner_map_fd", ct.c_uint32),
+        ("map_flags", ct.c_uint32),
+    ]
+
+
+def create_map(definition: MapDefinition, entries: int) -> int:
+    """Descriptor of a new map, made as declared, with this many entries."""
+    options = _CreateOptions(sz=ct.sizeof(_CreateOptions), map_flags=definition.flags)
+    fd: int = library().bpf_map_create(
+        definition.kind,
+        definition.name[:NAME_BYTES].encode(),
+        definition.key_size,
+        definition.value_size,
+        entries,
+        ct.byref(options),
+    )
+    if fd < 0:
+        raise BpfError(-fd, f"making map {definition.name}")
+    return fd
+
+
+def values_of(fd: int, entries: int, layout: np.dtype[Any]) -> tuple[mmap.mmap, NDArray[Any]]:
+    """The live values of an mmap-able array map, shape (entries,); they are valid while the mapping is kept."""
+    stride = (layout.itemsize + 7) // 8 * 8
+    mapping = mmap.mmap(fd, -(-entries * stride // mmap.PAGESIZE) * mmap.PAGESIZE)
+    return mapping, np.frombuffer(mapping, dtype=layout, count=entries)
+
+
 class _GetOptions(ct.Structure):
     """``struct bpf_obj_get_opts``."""
 
@@ -401,8 +458,11 @@ def update_link(link: int, program: int) -> None:
         raise BpfError(-result, "replacing the program of a link")
 
 
+XDP_MODES = {1: "native", 2: "generic", 3: "hardware", 4: "several"}
+
+
 class XdpQuery(ct.Structure):
-    """``struct bpf_xdp_query_opts``. attach_mode: 0 none, 1 native, 2 generic, 3 hardware, 4 several."""
+    """``struct bpf_xdp_query_opts``; attach_mode: 0, or a key of XDP_MODES."""
 
     _fields_ = [
         ("sz", ct.c_size_t),
@@ -473,6 +533,21 @@ class BpfObject:
     def programs(self) -> dict[str, int]:
         """Program name -> handle, in the order of the source."""
         return {self._lib.bpf_program__name(p).decode(): p for p in self._walk("bpf_object__next_program")}
+
+    def hooks(self) -> dict[str, str]:
+        """Program name -> the section that says where it belongs, such as ``tp_btf/softirq_entry``."""
+        return {name: self._lib.bpf_program__section_name(handle).decode() for name, handle in self.programs().items()}
+
+    def map_definitions(self) -> list[MapDefinition]:
+        """Every map the source declares; those that hold its constants are libbpf's own."""
+        found: list[MapDefinition] = []
+        for handle in self._walk("bpf_object__next_map"):
+            name = self._lib.bpf_map__name(handle).decode()
+            if "." in name:
+                continue
+            numbers = ("type", "key_size", "value_size", "max_entries", "map_flags")
+            found.append(MapDefinition(name, *(getattr(self._lib, f"bpf_map__{number}")(handle) for number in numbers)))
+        return found
 
     def _map(self, name: str) -> int:
         found: int | None = self._lib.bpf_object__find_map_by_name(self._object, name.encode())
@@ -554,12 +629,9 @@ class BpfObject:
         value_size = self._lib.bpf_map__value_size(handle)
         if layout.itemsize != value_size:
             raise BpfError(errno.EINVAL, f"{map_name}: value of {value_size} B, struct of {layout.itemsize} B")
-        entries = self._lib.bpf_map__max_entries(handle)
-        stride = (value_size + 7) // 8 * 8
-        length = -(-entries * stride // mmap.PAGESIZE) * mmap.PAGESIZE
-        mapping = mmap.mmap(self._lib.bpf_map__fd(handle), length)
+        mapping, values = values_of(self._lib.bpf_map__fd(handle), self._lib.bpf_map__max_entries(handle), layout)
         self._mappings.append(mapping)
-        return np.frombuffer(mapping, dtype=layout, count=entries)
+        return values
 
     def close(self) -> None:
         """Detach and unload; idempotent. Views must no longer be used."""

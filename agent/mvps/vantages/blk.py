@@ -7,7 +7,11 @@ our completions against diskstats'; our summed latency against diskstats' time s
 
 from __future__ import annotations
 
+import errno
+
 from mvps.coherence.observation import Observation, Scale
+from mvps.probes.bcc import Loader, chosen
+from mvps.probes.libbpf import BpfError
 from mvps.vantages.cells import Cells, Scope
 from mvps.vantages.procfs import Diskstats
 from mvps.vantages.vantage import Vantage
@@ -24,8 +28,11 @@ _IN_FLIGHT_SKEW = 64
 class BlockVantage(Vantage):
     """Block requests of the host."""
 
-    def __init__(self, scope: Scope, workloads: Workloads) -> None:
-        self.cells = Cells("blk", {"scope_cgroup": scope.block_cgroup, "scope_level": scope.level})
+    def __init__(self, scope: Scope, workloads: Workloads, loader: Loader = "auto") -> None:
+        if scope.block_cgroup and chosen(loader) == "bcc":
+            raise BpfError(errno.EOPNOTSUPP, "limited to a control group, blk needs a kernel with BTF")
+        self.cells = Cells("blk", {"scope_cgroup": scope.block_cgroup, "scope_level": scope.level}, loader)
+        self._degraded = "" if chosen(loader) == "core" else "loader bcc: whose requests they are is unknown"
         self._workloads = workloads
         self._whole_host = not scope.block_cgroup
         self._disks = Diskstats()
@@ -63,6 +70,7 @@ class BlockVantage(Vantage):
                 objects={self._workloads.key(ident): float(n) for ident, (n, _) in touched.items()},
                 checked=checked,
                 violated=violated,
+                degraded=self._degraded,
                 facts={
                     "requests": counted,
                     "witness_requests": witness,

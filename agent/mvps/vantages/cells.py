@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvps.coherence.observation import HIST_BINS, FloatArray
-from mvps.probes.libbpf import BpfError, BpfObject, possible_cpus, program_info
+from mvps.probes.bcc import Loader, open_object
+from mvps.probes.libbpf import BpfError, possible_cpus, program_info
 
 Words = NDArray[np.uint64]
 _SLOT_WORDS = 3  # struct object_slot: key, events, amount
@@ -83,9 +84,9 @@ def object_path(signal: str) -> Path:
 class Cells:
     """The running signal ``name``: its object, its cells, and the last reading."""
 
-    def __init__(self, name: str, constants: Mapping[str, int] | None = None) -> None:
+    def __init__(self, name: str, constants: Mapping[str, int] | None = None, loader: Loader = "auto") -> None:
         self.name = name
-        self._object = BpfObject(object_path(name))
+        self._object = open_object(object_path(name), loader)
         try:
             self._object.set_entries(f"{name}_cells", possible_cpus())
             self._object.set_constants({key: value for key, value in (constants or {}).items() if value})

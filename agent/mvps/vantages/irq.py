@@ -7,6 +7,7 @@ Softirqs run for whoever was on the CPU, so this vantage names no workload.
 from __future__ import annotations
 
 from mvps.coherence.observation import Observation, Scale
+from mvps.probes.bcc import Loader
 from mvps.vantages.cells import Cells, Scope
 from mvps.vantages.procfs import Softirqs
 from mvps.vantages.vantage import Vantage
@@ -21,8 +22,8 @@ SKEW = 16
 class SoftirqVantage(Vantage):
     """Softirq runs of the whole host, whatever the scope."""
 
-    def __init__(self, scope: Scope, workloads: Workloads) -> None:
-        self.cells = Cells("irq")
+    def __init__(self, scope: Scope, workloads: Workloads, loader: Loader = "auto") -> None:
+        self.cells = Cells("irq", loader=loader)
         self._softirqs = Softirqs()
         self._runs = self._softirqs.total()
         self._count = CountWitness(SKEW)

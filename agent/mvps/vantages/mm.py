@@ -8,6 +8,7 @@ both), so time we saw must show there; PSI sees more (refault waits, swap-in), s
 from __future__ import annotations
 
 from mvps.coherence.observation import Observation, Scale
+from mvps.probes.bcc import Loader
 from mvps.vantages.cells import Cells, Scope
 from mvps.vantages.procfs import Pressure, Vmstat
 from mvps.vantages.vantage import Vantage
@@ -22,8 +23,8 @@ _CLEAR_NS = 20e6
 class MemoryVantage(Vantage):
     """Reclaim and compaction stalls of the host's tasks."""
 
-    def __init__(self, scope: Scope, workloads: Workloads) -> None:
-        self.cells = Cells("mm", {"scope_cgroup": scope.cgroup, "scope_level": scope.level})
+    def __init__(self, scope: Scope, workloads: Workloads, loader: Loader = "auto") -> None:
+        self.cells = Cells("mm", {"scope_cgroup": scope.cgroup, "scope_level": scope.level}, loader)
         self._workloads = workloads
         self._whole_host = not scope.cgroup
         self._pressure = Pressure("memory")

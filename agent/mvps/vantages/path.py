@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mvps.coherence.observation import HIST_BINS, Observation, Scale
+from mvps.probes.bcc import Loader
 from mvps.vantages.cells import Cells, ObjectTable, Scope
 from mvps.vantages.keys import stable_key
 from mvps.vantages.probe_plan import ProbePlan
@@ -155,9 +156,11 @@ def _view(routes: Routes) -> _View:
 class PathVantage(Vantage):
     """The three views of the host's next hops, and active probing where a plan asks for it."""
 
-    def __init__(self, scope: Scope, workloads: Workloads, probe: ProbePlan | None = None) -> None:
+    def __init__(
+        self, scope: Scope, workloads: Workloads, loader: Loader = "auto", probe: ProbePlan | None = None
+    ) -> None:
         # Routes are those of our own namespace, so packets must be too.
-        self.cells = Cells("path", {"scope_netns": scope.netns or own_namespace()})
+        self.cells = Cells("path", {"scope_netns": scope.netns or own_namespace()}, loader)
         self.watch = RouteWatch()
         self._devices = ProcFile("/proc/self/net/dev")
         self._sent = self._sent_bytes()

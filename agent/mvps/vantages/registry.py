@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from mvps.coherence.observation import Observation
+from mvps.probes.bcc import Loader
 from mvps.probes.cost import RunTotals
 from mvps.probes.libbpf import BpfError, program_info
 from mvps.vantages.cells import Scope
@@ -79,9 +80,10 @@ _CLASSES = {
 }
 
 
-def _start(name: str, scope: Scope, workloads: Workloads, probe: ProbePlan | None) -> Vantage:
+def _start(name: str, scope: Scope, workloads: Workloads, loader: Loader, probe: ProbePlan | None) -> Vantage:
     extra = {"probe": probe} if name == "path" and probe else {}
-    started: Vantage = getattr(import_module(f"mvps.vantages.{name}"), _CLASSES[name])(scope, workloads, **extra)
+    kind = getattr(import_module(f"mvps.vantages.{name}"), _CLASSES[name])
+    started: Vantage = kind(scope, workloads, loader, **extra)
     return started
 
 
@@ -123,7 +125,14 @@ class VantageSet:
     _reads: int = field(default=0)
 
     @classmethod
-    def open(cls, names: Iterable[str], scope: Scope | None = None, *, probe: ProbePlan | None = None) -> VantageSet:
+    def open(
+        cls,
+        names: Iterable[str],
+        scope: Scope | None = None,
+        *,
+        probe: ProbePlan | None = None,
+        loader: Loader = "auto",
+    ) -> VantageSet:
         """Load and attach the named vantages; with a plan, ``path`` also probes. ValueError for an unknown name."""
         wanted = list(names)
         unknown = [name for name in wanted if name not in VANTAGES]
@@ -134,7 +143,7 @@ class VantageSet:
         states: dict[str, VantageState] = {}
         for name in wanted:
             try:
-                running[name] = _start(name, scope or Scope(), workloads, probe)
+                running[name] = _start(name, scope or Scope(), workloads, loader, probe)
                 states[name] = VantageState(name, "ok")
             except (BpfError, OSError) as error:
                 states[name] = VantageState(name, "failed", str(error.strerror or error))

@@ -8,6 +8,7 @@ that time, so their sum cannot be far below it.
 from __future__ import annotations
 
 from mvps.coherence.observation import Observation, Scale
+from mvps.probes.bcc import Loader
 from mvps.vantages.cells import Cells, Scope
 from mvps.vantages.procfs import Pressure
 from mvps.vantages.vantage import Vantage
@@ -21,8 +22,8 @@ _CLEAR_NS = 50e6
 class SchedulerVantage(Vantage):
     """Waits of runnable tasks."""
 
-    def __init__(self, scope: Scope, workloads: Workloads) -> None:
-        self.cells = Cells("sched", {"scope_cgroup": scope.cgroup, "scope_level": scope.level})
+    def __init__(self, scope: Scope, workloads: Workloads, loader: Loader = "auto") -> None:
+        self.cells = Cells("sched", {"scope_cgroup": scope.cgroup, "scope_level": scope.level}, loader)
         self._workloads = workloads
         self._whole_host = not scope.cgroup
         self._pressure = Pressure("cpu")

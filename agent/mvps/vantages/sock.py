@@ -8,6 +8,7 @@ when the agent is scoped to its namespace, the converse (segments without any ca
 from __future__ import annotations
 
 from mvps.coherence.observation import HIST_BINS, Observation, Scale
+from mvps.probes.bcc import Loader
 from mvps.vantages.cells import Cells, Scope
 from mvps.vantages.procfs import Snmp
 from mvps.vantages.vantage import Vantage
@@ -21,9 +22,9 @@ _SKEW = 16
 class SocketVantage(Vantage):
     """Established TCP connections of the host, in every namespace."""
 
-    def __init__(self, scope: Scope, workloads: Workloads) -> None:
+    def __init__(self, scope: Scope, workloads: Workloads, loader: Loader = "auto") -> None:
         where = {"scope_cgroup": scope.cgroup, "scope_level": scope.level, "scope_netns": scope.netns}
-        self.cells = Cells("sock", where)
+        self.cells = Cells("sock", where, loader)
         self._workloads = workloads
         self._own_namespace = bool(scope.netns)
         self._whole = not scope.cgroup
