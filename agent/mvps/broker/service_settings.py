@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator
 
 from mvps.trust.limits import MAX_NAME
 from mvps.trust.seal import check_vantage_id
@@ -49,30 +49,25 @@ def _source(text: Any, default: str) -> Source:
 
 def _network(text: Any) -> Source:
     found = _source(text, _DEFAULT_SURFACE)
-    if _is_ai(found.surface):
+    if is_ai(found.surface):
         raise ValueError(f'"{found}" is an AI surface: it belongs into ai')
     return found
 
 
 def _ai(text: Any) -> Source:
     found = _source(text, "")
-    if not _is_ai(found.surface):
+    if not is_ai(found.surface):
         raise ValueError(f'"{found}" is no AI surface: their names are "ai" and "ai.NAME"')
     return found
 
 
-def _is_ai(surface: str) -> bool:
+def is_ai(surface: str) -> bool:
+    """Whether another process of the host reports it: mvps ai probe."""
     return surface == "ai" or surface.startswith("ai.")
 
 
-def _distinct(sources: tuple[Source, ...]) -> tuple[Source, ...]:
-    if twice := sorted({str(one) for one in sources if sources.count(one) > 1}):
-        raise ValueError(f'"{twice[0]}" is there twice')
-    return sources
-
-
-_Network = Annotated[Source, BeforeValidator(_network)]
-_Ai = Annotated[Source, BeforeValidator(_ai)]
+_Network = Annotated[Source, PlainValidator(_network)]
+_Ai = Annotated[Source, PlainValidator(_ai)]
 
 
 class ServiceSettings(BaseModel):
@@ -81,10 +76,10 @@ class ServiceSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="as it is shown")
-    network: Annotated[tuple[_Network, ...], AfterValidator(_distinct)] = Field(
+    network: tuple[_Network, ...] = Field(
         min_length=1, max_length=_MAX_NETWORK, description='hosts that carry it: "HOST" or "HOST/SURFACE"'
     )
-    ai: Annotated[tuple[_Ai, ...], AfterValidator(_distinct)] = Field(
+    ai: tuple[_Ai, ...] = Field(
         min_length=1, max_length=_MAX_AI, description='surfaces that probe it: "HOST/ai.NAME"'
     )
     c4: bool = Field(False, description="C_4 is the seventh axis")
@@ -98,6 +93,13 @@ class ServiceSettings(BaseModel):
     )
     calibration_ticks: int = Field(300, ge=60, le=3600, description="joint ticks of BAU before the first decision")
     cutoffs: Literal["empirical", "finite-sample", "chi2"] = Field("empirical", description="which limits decide")
+
+    @field_validator("network", "ai")
+    @classmethod
+    def _distinct(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        if twice := sorted({str(one) for one in sources if sources.count(one) > 1}):
+            raise ValueError(f'"{twice[0]}" is there twice')
+        return sources
 
     @property
     def sources(self) -> tuple[Source, ...]:

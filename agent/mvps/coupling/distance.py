@@ -138,7 +138,7 @@ class JointBaseline(NamedTuple):
         return Limits(net, ai, joint, self._limit(2, mode, alarm))
 
     def log_survival(self, block: int, d2: float, mode: str = "empirical") -> float:
-        """log P(D^2 of a quiet tick >= d2) by the law of the limits; block: index into :data:`BLOCKS`. NaN stays NaN."""
+        """log P(D^2 of a quiet tick >= d2), by the law of the limits; NaN stays NaN. block: index into ``BLOCKS``."""
         if math.isnan(d2):
             return math.nan
         if mode == "empirical":

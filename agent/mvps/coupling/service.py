@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A service as it stands: what its two surfaces read, tick by tick, becomes one phase and who leads (000 sec. 4.2, 7.2).
+"""A service live: from what its two surfaces read, tick by tick, to one phase and to who leads (000 sec. 4.2, 7.2).
 
     x_net(t) = mean over the service's network sources,   x_AI(t) = mean over its AI sources,   z(t) = (x_net, x_AI)
 
