@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -55,7 +54,6 @@ def bands(ticks: Sequence[ServiceTick]) -> Iterator[tuple[int, int, str]]:
 def png(name: str, ticks: Sequence[ServiceTick]) -> bytes:
     """The picture of at least one tick, oldest first."""
     figure = Figure(figsize=(12.0, 7.5), layout="constrained")
-    FigureCanvasAgg(figure)  # type: ignore[no-untyped-call]
     above, below = figure.subplots(2, 1, sharex=True)
     when = [datetime.fromtimestamp(tick.tick_time_ns / 1e9, UTC) for tick in ticks]
     for axis, label in _AXES.items():
