@@ -87,5 +87,6 @@ def test_a_baseline_belongs_to_sources_tick_and_axes_and_not_to_limits() -> None
     of = standing_on(ServiceSettings.model_validate(given))
     for same in ({"cutoffs": "chi2"}, {"calibration_ticks": 60}, {"name": "renamed"}, {"keep_s": 9}):
         assert standing_on(ServiceSettings.model_validate(given | same)) == of
-    for other in ({"network": ["lb-2"]}, {"network": ["lb-1/kernel"]}, {"ai": ["gpu-2/ai"]}, {"tick_s": 2}, {"c4": True}):
+    others = ({"network": ["lb-2"]}, {"network": ["lb-1/kernel"]}, {"ai": ["gpu-2/ai"]}, {"tick_s": 2}, {"c4": True})
+    for other in others:
         assert standing_on(ServiceSettings.model_validate(given | other)) != of
