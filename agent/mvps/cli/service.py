@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -335,3 +335,12 @@ def _dict(message: Message) -> dict[str, Any]:
 def columns(ticks: Sequence[ServiceTick], name: str) -> list[float]:
     """One figure of every tick, NaN where it is unknown."""
     return [getattr(tick, name) if tick.HasField(name) else math.nan for tick in ticks]
+
+
+def phase_runs(ticks: Sequence[ServiceTick]) -> Iterator[tuple[int, int, str]]:
+    """Runs of one phase: first tick, the tick after its last one, phase."""
+    begin = 0
+    for index in range(1, len(ticks) + 1):
+        if index == len(ticks) or ticks[index].phase != ticks[begin].phase:
+            yield begin, index, phase_of(ticks[begin])
+            begin = index

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from mvps.cli.service import NUMBERS, columns, phase_of
+from mvps.cli.service import NUMBERS, columns, phase_runs
 from mvps.v1.stream_pb2 import ServiceTick
 
 _BANDS: Final = {
@@ -40,17 +40,6 @@ _DISTANCES: Final = (("net", "D² network", "tab:blue"), ("ai", "D² AI", "tab:p
 _LEAST_D2: Final = 0.01  # the scale is logarithmic
 
 
-def bands(ticks: Sequence[ServiceTick]) -> Iterator[tuple[int, int, str]]:
-    """Runs of one phase: first tick, the tick after its last one, phase. JOINT_BAU has none."""
-    begin = 0
-    for index in range(1, len(ticks) + 1):
-        if index == len(ticks) or ticks[index].phase != ticks[begin].phase:
-            phase = phase_of(ticks[begin])
-            if phase in _BANDS:
-                yield begin, index, phase
-            begin = index
-
-
 def png(name: str, ticks: Sequence[ServiceTick]) -> bytes:
     """The picture of at least one tick, oldest first."""
     figure = Figure(figsize=(12.0, 7.5), layout="constrained")
@@ -73,7 +62,9 @@ def png(name: str, ticks: Sequence[ServiceTick]) -> bytes:
     below.set_ylabel("D²; dotted: WATCH")
     below.set_xlabel("UTC")
     seen: dict[str, Any] = {}
-    for begin, end, phase in bands(ticks):
+    for begin, end, phase in phase_runs(ticks):
+        if phase not in _BANDS:
+            continue
         for panel in (above, below):
             panel.axvspan(when[begin], when[min(end, len(when) - 1)], color=_BANDS[phase], alpha=0.7, linewidth=0)
         seen[phase] = Patch(color=_BANDS[phase], label=f"{NUMBERS.get(phase, '')} {phase}".strip())
