@@ -269,9 +269,9 @@ class ServiceMonitor:
 
     def forget(self) -> None:
         """The clock was set back: what is known of order and lead begins anew; the baseline stays."""
-        self._window = _Window(4 * self.needed, len(self.axes))
         self._begin()
         if self._baseline is None:
+            self._window = _Window(4 * self.needed, len(self.axes))
             self.calibrated = 0
 
     def _begin(self) -> None:
@@ -286,12 +286,13 @@ class ServiceMonitor:
 
     def restore(self, learned: Learned) -> None:
         """Go on with the baseline of an earlier window. ValueError if it is of other axes or gives none."""
-        if not set(learned.axes) <= set(self.axes):
+        if learned.axes != tuple(name for name in self.axes if name in learned.axes):
             raise ValueError(f"it is of the axes {', '.join(learned.axes)}, and these are {', '.join(self.axes)}")
         used: BoolArray = np.array([name in learned.axes for name in self.axes], dtype=np.bool_)
         self._fit(learned.times, learned.rows, used)
         if self._baseline is None:
             raise ValueError(self.problem)
+        self._recent = _Window(WINDOW_TICKS, len(learned.axes))  # who led before says nothing of now
 
     def step(self, time: float, net: Sequence[Reading | None], ai: Sequence[Reading | None]) -> ServiceTick:
         """One joint tick: what each source of either surface stands with, None where it is missing."""
@@ -305,18 +306,18 @@ class ServiceMonitor:
         quiet = all(one is not None and one.quiet for surface in surfaces for one in surface)
         fresh = whole and self._read_anew(surfaces)
         x = z[self._used]
+        energy = _floats(hamiltonian(x[None], self._split))
         if self._baseline is None:
             if fresh and quiet:
                 self._learn(time, z)
             self.untaught += fresh and not quiet
-            energy = hamiltonian(x[None], self._split)
-            unknown = (math.nan,) * 3
+            unknown = (math.nan, math.nan, math.nan)
             # What it may have become just now decides from the next tick on.
             return ServiceTick(
-                time, tuple(z.tolist()), _floats(energy), unknown, unknown, None, None, (), (None, None),
+                time, tuple(z.tolist()), energy, unknown, unknown, None, None, (), (None, None),
                 Lead.NOBODY, fresh,
             )  # fmt: skip
-        return self._judge(time, z, x, fresh, quiet)
+        return self._judge(time, z, x, energy, fresh, quiet)
 
     def _read_anew(self, surfaces: Sequence[Sequence[Reading | None]]) -> bool:
         """Whether every source has a newer reading than in the last fresh row; then this is the last fresh row."""
@@ -371,11 +372,12 @@ class ServiceMonitor:
             self._recent.add(time, row)
         self._until = 0
 
-    def _judge(self, time: float, z: FloatArray, x: FloatArray, fresh: bool, quiet: bool) -> ServiceTick:
+    def _judge(
+        self, time: float, z: FloatArray, x: FloatArray, energy: tuple[float, float, float], fresh: bool, quiet: bool
+    ) -> ServiceTick:
         assert self._baseline is not None
         assert self.limits is not None
-        distances = self._baseline.distances(x[None])
-        d2 = _floats(distances)
+        d2 = _floats(self._baseline.distances(x[None]))
         raw = classify(*d2, self.limits)
         self._settled = self._settled.step(raw)
         for surface, limit in enumerate((self.limits.net, self.limits.ai)):
@@ -394,7 +396,7 @@ class ServiceMonitor:
         return ServiceTick(
             time,
             tuple(z.tolist()),
-            _floats(hamiltonian(x[None], self._split)),
+            energy,
             d2,
             (log_p[0], log_p[1], log_p[2]),
             raw,
