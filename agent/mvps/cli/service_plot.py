@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A picture of a service's history: its axes, its three distances with their limits, and its phases as bands.
 
-Needs matplotlib, which nothing else here does.
+Needs matplotlib, of the extra `plot`, and imports it only when there is something to draw.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
-
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from mvps.cli.service import NUMBERS, columns, phase_runs
 from mvps.v1.stream_pb2 import ServiceTick
@@ -42,6 +39,9 @@ _LEAST_D2: Final = 0.01  # the scale is logarithmic
 
 def png(name: str, ticks: Sequence[ServiceTick]) -> bytes:
     """The picture of at least one tick, oldest first."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     figure = Figure(figsize=(12.0, 7.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     when = [datetime.fromtimestamp(tick.tick_time_ns / 1e9, UTC) for tick in ticks]
