@@ -12,8 +12,9 @@ is nearer to its bar.
 
 *Rivals* in the same run: the largest of the nine correlations at lag 0 against the naive cut-off for independent ticks,
 the same with a cut-off simulated for the memory at hand, Bartlett's test on the ticks as they are, and for D^2 the
-sources' chi-square limits. Reported without a bar: quiet rates of the phases, their confusion, power, how R_cross
-settles as the window grows, and the maximal Lyapunov exponent of the joint SDE over the strength of coupling.
+sources' chi-square limits. Reported without a bar: quiet rates of the phases, with known covariance and of a
+service as the broker runs it; their confusion, power, how R_cross settles as the window grows, and the maximal Lyapunov
+exponent of the joint SDE over the strength of coupling.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from mvps.coupling.independence import bartlett_p, independence_test
 from mvps.coupling.joint import Readings, hamiltonian, join
 from mvps.coupling.lead_lag import Lead, lead_lag
 from mvps.coupling.phases import PHASES, ICPhase, Settled, classify, phase_codes
+from mvps.coupling.service import Reading, ServiceMonitor, ServiceTick
 
 SUMMARY = "coupling: false alarms of D^2, R_cross test, event response, lead and drift; power beside naive rivals"
 BAR_TICK_MS = 1.0
@@ -49,6 +51,7 @@ SPLIT = 3
 WITHIN = np.array([[1.0, 0.5, 0.2], [0.5, 1.0, 0.3], [0.2, 0.3, 1.0]])
 STRONGEST = (2, 1)  # C_3^net with C_2^W2, the pair that 000 sec. 7.4 expects to lead
 NEW_TICKS = 400
+LIVE_TICKS = 1000
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -417,6 +420,40 @@ def joint_tick(rounds: int) -> dict[str, float]:
     return timed(tick, rounds)
 
 
+def live(services: int) -> dict[str, Any]:
+    """A service's monitor as the broker runs it, without any coupling: what a tick and an evaluation of R_cross and
+    lead cost, and how often quiet ticks leave phase 0; per service 300 ticks of calibration and 1000 after them."""
+
+    def step(monitor: ServiceMonitor, number: int, row: np.ndarray) -> ServiceTick:
+        net, ai = (Reading(tuple(part.tolist()), number, True) for part in (row[:SPLIT], row[SPLIT:]))
+        return monitor.step(float(number), [net], [ai])
+
+    rows: dict[str, Any] = {}
+    for kind, phi in KINDS.items():
+        for mode in ("finite-sample", "empirical"):
+            away, episodes = np.zeros(services), np.zeros(services)
+            for seed in range(services):
+                monitor = ServiceMonitor(cutoffs=mode)
+                z = series(np.random.default_rng([11, seed]), 300 + LIVE_TICKS, phi, covariance())
+                ticks = [step(monitor, number, row) for number, row in enumerate(z)][300:]
+                out = np.array([tick.phase is not ICPhase.JOINT_BAU for tick in ticks])
+                away[seed], episodes[seed] = out.mean(), (out[1:] & ~out[:-1]).sum()
+            rows[f"{kind}, {mode}"] = {
+                "share of quiet ticks out of phase 0": round(float(away.mean()), 4),
+                "episodes per 1000 ticks": round(float(episodes.mean()), 2),
+                "of which 95 %": round(1.96 * float(episodes.std(ddof=1)) / math.sqrt(services), 2),
+            }
+    at = [len(z)]
+
+    def tick() -> None:
+        at[0] += 1
+        step(monitor, at[0], z[at[0] % len(z)])
+
+    rows["tick"] = timed(tick, 1000)
+    rows["evaluation"] = timed(lambda: monitor.evaluate(0.0), 10)
+    return rows
+
+
 def window_curve(ticks: int) -> dict[str, Any]:
     """How R_cross settles with the window's length: AR(.6), one pair at .3."""
     rng = np.random.default_rng(9)
@@ -459,6 +496,7 @@ def run(given: argparse.Namespace) -> Result:
         of_leads, lead_rows = leads(windows)
         of_drift, drift_rows = drifts(windows)
         tick = joint_tick(2000 if given.full else 500)
+        of_services = live(max(windows // 20, 2))
         reported = {
             "phases, covariance known": known_covariance(4_000_000 if given.full else 400_000),
             "confusion": confusion(windows),
@@ -471,13 +509,14 @@ def run(given: argparse.Namespace) -> Result:
     worst = max(checks, key=lambda check: check.distance(z))
     for check in sorted(checks, key=lambda check: -check.distance(z))[:8]:
         print(f"{check.name:36} {check.rate:.4f}, nominal {check.nominal:.4f}, {check.distance(z):.2f} of its interval")
-    print(f"joint tick {tick['ms']:.3f} ms, bar {BAR_TICK_MS:g}")
+    print(f"joint tick {tick['ms']:.3f} ms, live {of_services['tick']['ms']:.3f} ms, bar {BAR_TICK_MS:g}")
     figure = worst.distance(z)
     details = {
         "conditions": f"{windows} windows a case; {len(checks)} rates, simultaneous 95 % intervals; one core",
         "worst": worst.name,
         "rates": {c.name: [round(c.rate, 4), round(c.nominal, 4), round(c.distance(z), 2)] for c in checks},
         "joint_tick": tick,
+        "live": of_services,
         "D^2": d2_rows,
         "test of R_cross": size_rows,
         "events": event_rows,
@@ -485,7 +524,8 @@ def run(given: argparse.Namespace) -> Result:
         "drift": drift_rows,
         **reported,
     }
-    holds = figure <= 1.0 and tick["ms"] <= BAR_TICK_MS
-    if tick["ms"] / BAR_TICK_MS > figure:
-        return Result(tick["ms"], "ms a joint tick", BAR_TICK_MS, holds, details)
+    slowest = max(tick["ms"], of_services["tick"]["ms"])
+    holds = figure <= 1.0 and slowest <= BAR_TICK_MS
+    if slowest / BAR_TICK_MS > figure:
+        return Result(slowest, "ms a joint tick", BAR_TICK_MS, holds, details)
     return Result(round(figure, 3), "of the interval of the farthest false-alarm rate", 1.0, holds, details)

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "stream": {"trust", "v1"},
     "witness": {"trust"},
     "limiter": {"probes", "trust"},
-    "broker": {"coherence", "limiter", "robust", "trust", "v1"},
+    "broker": {"coherence", "coupling", "limiter", "robust", "trust", "v1"},
     "cost": {"limiter", "probes", "trust", "v1"},
     "daemon": {"coherence", "probes", "settings", "stream", "trust", "vantages", "v1"},
     "cli": {

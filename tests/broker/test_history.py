@@ -15,7 +15,7 @@ from postgres_server import PostgresServer, binaries
 from tests.waiting import until
 
 from mvps.broker.bundle import NO_FIGURES, Bundle, Figures, Report, Status
-from mvps.broker.history import History, HistoryError, KindRow
+from mvps.broker.history import SERVICE_FIGURES, History, HistoryError, KindRow, ServiceRow
 
 T = 10**9
 NOW = time.time_ns() // T * T
@@ -57,7 +57,9 @@ def _empty(url: str) -> None:
     import psycopg
 
     with psycopg.connect(url) as connection:
-        connection.execute("DROP TABLE IF EXISTS mvps_history, mvps_bundles, mvps_reports, mvps_fleet_kinds")
+        connection.execute(
+            "DROP TABLE IF EXISTS mvps_history, mvps_bundles, mvps_reports, mvps_fleet_kinds, mvps_services"
+        )
 
 
 def filled(url: str, **options: float) -> History:
@@ -99,6 +101,24 @@ def test_the_fleets_decisions(url: str):
     assert history.kinds() == rows
     assert history.kinds(kind="mm", limit=1) == [rows[1]]
     assert history.kinds(since_ns=NOW + 1, until_ns=NOW + T) == rows[:2]
+    history.close()
+
+
+def test_the_services_ticks(url: str):
+    history = History(url, retention_s=3600)
+    every = {name: 0.5 + place for place, name in enumerate(SERVICE_FIGURES)}
+    rows = [
+        ServiceRow(NOW + tick * T, name, 3, 4, figures)
+        for tick, figures in ((2, every), (1, {"d2_net": math.inf, "net_c1": 0.0}), (0, {}))
+        for name in ("chat", "search")
+    ]
+    history.put_services(rows)
+    history.put_services(rows[:1])  # of a tick that is there
+    until(lambda: history.status().waiting == 0)
+    assert history.service("chat") == rows[::2]
+    assert history.service("search", since_ns=NOW + 1, limit=1) == [rows[1]]
+    assert history.service("chat", until_ns=NOW + T) == rows[2::2]
+    assert history.service("nobody") == []
     history.close()
 
 
@@ -161,6 +181,24 @@ def test_what_an_older_broker_kept_is_taken_over(tmp_path: Path):
         assert history.kinds(since_ns=NOW + 1) == [fresh]
         assert len(history.bundles()) == 8
         history.close()
+
+
+def test_a_history_from_before_services_gets_their_table(tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/history.db"
+    filled(url).close()
+    with sqlite3.connect(tmp_path / "history.db") as db:
+        db.execute("DROP TABLE mvps_services")
+        db.execute("UPDATE mvps_history SET version = 2")
+    for _ in range(2):
+        history = History(url, retention_s=3600)
+        row = ServiceRow(NOW, "chat", 3, 3, {"d2_joint": 1.5})
+        history.put_services([row])
+        until(lambda history=history: history.status().waiting == 0)  # type: ignore[misc]
+        assert history.service("chat") == [row]
+        assert len(history.bundles()) == 8
+        history.close()
+    with sqlite3.connect(tmp_path / "history.db") as db:
+        assert db.execute("SELECT version FROM mvps_history").fetchall() == [(3,)]
 
 
 def test_another_schema_is_refused_and_says_what_to_do(tmp_path: Path):

@@ -16,8 +16,8 @@ from bench.attacks import Arena
 from mvps.broker.process import EmbeddedBroker
 from mvps.broker.settings import BrokerSettings
 from mvps.cli import exits
-from mvps.cli.fleet import _time as cli_time
 from mvps.cli.fleet import _troubles
+from mvps.cli.fleet import utc as cli_time
 from mvps.cli.main import main
 from mvps.trust.keys import Kind, SecretKey
 from mvps.trust.manifest import Profile, sign_manifest

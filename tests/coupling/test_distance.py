@@ -184,6 +184,17 @@ def test_axes_that_do_not_vary_take_their_degree_of_freedom_with_them() -> None:
     assert baseline.distances(z).net.shape == (300,)
 
 
+@pytest.mark.parametrize("mode", ["empirical", "finite-sample", "chi2"])
+def test_p_values_are_those_of_the_limits(mode: str) -> None:
+    baseline = fit_baseline(draw(6, 300), 3)
+    limits = baseline.limits(mode)
+    watch = [(block, 0.95, limits[block]) for block in range(3)]
+    for block, level, limit in (*watch, (2, 0.99, limits.joint_alarm)):
+        assert math.exp(baseline.log_survival(block, limit, mode)) == pytest.approx(1.0 - level, rel=1e-3)
+        assert baseline.log_survival(block, 2.0 * limit, mode) < baseline.log_survival(block, limit, mode)
+    assert math.isnan(baseline.log_survival(0, math.nan, mode))
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="needs 60 complete ticks, got 59"):
         fit_baseline(draw(7, 59), 3)
@@ -191,6 +202,8 @@ def test_refusals() -> None:
         FiniteLaw.of(22, white(25))
     with pytest.raises(ValueError, match="unknown cut-off mode"):
         fit_baseline(draw(7, 60), 3).limits("best")
+    with pytest.raises(ValueError, match="unknown cut-off mode"):
+        fit_baseline(draw(7, 60), 3).log_survival(2, 1.0, "best")
     z = draw(8, 100)
     z[:, 5] = z[:, 0]
     with pytest.raises(ValueError, match="leave one out"):

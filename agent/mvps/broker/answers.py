@@ -8,6 +8,7 @@ from typing import Any, Final
 from mvps.broker.bundle import Report
 from mvps.broker.fleet_watch import CALIBRATION_TICKS, FleetView, FleetWatch
 from mvps.broker.history import BundleRow, History, HistoryError, KindRow
+from mvps.broker.service_answers import service_ticks
 from mvps.coherence.phase import Phase
 from mvps.trust.limits import MAX_HISTORY_ROWS
 from mvps.v1 import snapshot_pb2, stream_pb2
@@ -79,6 +80,10 @@ class Answers:
                 for row in rows
             ]
         )
+
+    def service_ticks(self, request: stream_pb2.ListServiceTicksRequest) -> stream_pb2.ListServiceTicksResponse:
+        """A service's joint ticks, newest first."""
+        return service_ticks(self._kept(), request)
 
     def _kept(self) -> History:
         if self._history is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fleet's history: every bundle and every vantage's tick, as rows that can be asked for later.
+"""The fleet's history: every bundle, vantage's tick and service's tick, as rows that can be asked for later.
 
 SQLite by default, PostgreSQL by URL; one schema for both, through SQLAlchemy Core. It is derived data: what was
 acknowledged is in the evidence log and in the broker's own database (:mod:`mvps.broker.store`), and nothing waits for
@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
@@ -27,7 +27,14 @@ from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from mvps.broker.bundle import Bundle, Figures, Report, Status
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
+# Columns of a service's tick: axes of z, distances, limits.
+SERVICE_AXES: Final = ("net_c1", "net_c2", "net_c3", "ai_c1", "ai_c2", "ai_c3", "ai_c4")
+SERVICE_FIGURES: Final = (
+    *SERVICE_AXES,
+    *("d2_net", "d2_ai", "d2_joint"),
+    *("watch_net", "watch_ai", "watch_joint", "alarm_joint"),
+)
 _BATCH_ROWS: Final = 20_000
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
@@ -84,7 +91,18 @@ _KINDS: Final = sa.Table(
     *_COHERENCE,
     sqlite_with_rowid=False,
 )
-_TABLES: Final = (_BUNDLES, _REPORTS, _KINDS)
+# Since version 3. Null where a figure is unknown.
+_SERVICES: Final = sa.Table(
+    "mvps_services",
+    _META,
+    sa.Column("tick_ns", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("service", sa.Text, primary_key=True),
+    sa.Column("phase", sa.SmallInteger, nullable=False),
+    sa.Column("raw_phase", sa.SmallInteger, nullable=False),
+    *(sa.Column(name, sa.Double) for name in SERVICE_FIGURES),
+    sqlite_with_rowid=False,
+)
+_TABLES: Final = (_BUNDLES, _REPORTS, _KINDS, _SERVICES)
 _Select = TypeVar("_Select", bound=sa.Select[Any])
 _Row: TypeAlias = tuple[Any, ...]  # values of one table's columns, in their order
 
@@ -125,6 +143,19 @@ class KindRow(NamedTuple):
     c2_gm: float | None = None
     c2_gm_seed: float | None = None
     sources: tuple[tuple[str, str], ...] = ()
+
+
+class ServiceRow(NamedTuple):
+    """One joint tick of a service.
+
+    phase, raw_phase: numbers of mvps.v1.ServicePhase. figures: those of ``SERVICE_FIGURES`` that are known.
+    """
+
+    tick_ns: int
+    service: str
+    phase: int
+    raw_phase: int
+    figures: Mapping[str, float]
 
 
 class HistoryStatus(NamedTuple):
@@ -181,15 +212,19 @@ class History:
             rejected,
             f" {' '.join(bundle.missing)} " if bundle.missing else "",
         )
-        self._put([row], [_row(report, bundle.cell) for report in bundle.reports], [])
+        self._put([row], [_row(report, bundle.cell) for report in bundle.reports], [], [])
 
     def put_late(self, report: Report, cell: str) -> None:
         """A report came for a tick whose bundle is closed."""
-        self._put([], [_row(report, cell)], [])
+        self._put([], [_row(report, cell)], [], [])
 
     def put_kinds(self, kinds: Sequence[KindRow]) -> None:
         """The fleet was decided."""
-        self._put([], [], [_kind_values(one) for one in kinds])
+        self._put([], [], [_kind_values(one) for one in kinds], [])
+
+    def put_services(self, ticks: Sequence[ServiceRow]) -> None:
+        """Services were joined."""
+        self._put([], [], [], [_service_values(one) for one in ticks])
 
     def _put(self, *rows: Sequence[_Row]) -> None:
         with self._lock:
@@ -256,8 +291,8 @@ class History:
                 found = connection.execute(sa.select(_VERSION.c.version)).scalar()
                 if found is None:
                     connection.execute(_VERSION.insert().values(version=SCHEMA_VERSION))
-                elif found == 1:
-                    _add_coherence(connection)
+                elif 1 <= found < SCHEMA_VERSION:
+                    _take_over(connection)
                 elif found != SCHEMA_VERSION:
                     raise HistoryError(
                         f"{_shown(self._url)} has history schema {found}, this broker knows {SCHEMA_VERSION}: give it "
@@ -359,6 +394,22 @@ class History:
             found = connection.execute(query.limit(limit)).all()
         return [KindRow(**(row._asdict() | {"sources": _sources(row.sources)})) for row in found]
 
+    def service(self, service: str, *, since_ns: int = 0, until_ns: int = 0, limit: int = 100) -> list[ServiceRow]:
+        """A service's ticks, newest first. until_ns: 0 for now."""
+        query = _within(sa.select(_SERVICES), _SERVICES, since_ns, until_ns).where(_SERVICES.c.service == service)
+        with self._asking() as connection:
+            found = [row._asdict() for row in connection.execute(query.limit(limit))]
+        return [
+            ServiceRow(
+                row["tick_ns"],
+                row["service"],
+                row["phase"],
+                row["raw_phase"],
+                {name: row[name] for name in SERVICE_FIGURES if row[name] is not None},
+            )
+            for row in found
+        ]
+
     @contextmanager
     def _asking(self) -> Iterator[sa.Connection]:
         try:
@@ -385,6 +436,11 @@ def _kind_values(one: KindRow) -> _Row:
     return tuple(fields[column.name] for column in _KINDS.columns)
 
 
+def _service_values(one: ServiceRow) -> _Row:
+    figures = (one.figures.get(name) for name in SERVICE_FIGURES)
+    return (one.tick_ns, one.service, one.phase, one.raw_phase, *figures)
+
+
 def _sources(text: str) -> tuple[tuple[str, str], ...]:
     pairs = (word.rpartition("=") for word in text.split())  # a vantage id may hold "="
     return tuple((name, label) for name, _, label in pairs)
@@ -395,8 +451,8 @@ def _report(row: Any) -> Report:
     return Report(row.vantage, row.tick_ns, Status(row.status), row.received_ns, row.reason, figures)
 
 
-def _add_coherence(connection: sa.Connection) -> None:
-    """From version 1 to 2. The table is there already, and whole where it has only just been made."""
+def _take_over(connection: sa.Connection) -> None:
+    """From an earlier version. The tables are there already, and whole where they have only just been made."""
     there = {column["name"] for column in sa.inspect(connection).get_columns(_KINDS.name)}
     for column in _COHERENCE:
         if column.name not in there:

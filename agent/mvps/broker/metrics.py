@@ -90,6 +90,7 @@ class BrokerCollector(Collector):
         yield from _bundles(info)
         yield from _fleet(known)
         yield from _fleet_decision(info.fleet)
+        yield from _services(info.services)
         if self._flows is not None:
             yield from _limiter(self._flows)
 
@@ -195,6 +196,60 @@ def _fleet_decision(state: stream_pb2.FleetState) -> Iterator[Metric]:
         "mvps_fleet_baselines_failures",
         "Times the fleet's baselines could not be read from their file or written to it.",
         value=state.baselines_failures,
+    )
+
+
+def _services(state: stream_pb2.ServicesState) -> Iterator[Metric]:
+    phases = GaugeMetricFamily("mvps_service_phase", "1 for the phase a service is in.", labels=["service", "phase"])
+    distances = GaugeMetricFamily(
+        "mvps_service_d2", "D^2 of its network, its AI surface, and both.", labels=["service", "surface"]
+    )
+    limits = GaugeMetricFamily("mvps_service_d2_watch", "WATCH limit of that.", labels=["service", "surface"])
+    axes = GaugeMetricFamily("mvps_service_coherence", "Axes of its joint vector.", labels=["service", "axis"])
+    leads = GaugeMetricFamily("mvps_service_lead", "1 for the surface that moved first.", labels=["service", "lead"])
+    missing = GaugeMetricFamily(
+        "mvps_service_missing", "1 for a source without a reading that stands.", labels=["service", "source"]
+    )
+    learned = GaugeMetricFamily("mvps_service_calibrated_ticks", "Usable ticks.", labels=["service"])
+    needed = GaugeMetricFamily("mvps_service_needed_ticks", "Ticks that a baseline needs.", labels=["service"])
+    norms = GaugeMetricFamily(
+        "mvps_service_r_cross", "||R_cross||_F in BAU, and what it is without coupling.", labels=["service", "form"]
+    )
+    p_values = GaugeMetricFamily("mvps_service_coupling_p", "p-value of R_cross = 0.", labels=["service"])
+    for one in state.services:
+        phases.add_metric([one.name, stream_pb2.ServicePhase.Name(one.phase).removeprefix("SERVICE_PHASE_")], 1)
+        learned.add_metric([one.name], one.calibrated_ticks)
+        needed.add_metric([one.name], one.needed_ticks)
+        for surface in ("net", "ai", "joint"):
+            if one.HasField(surface):
+                distance = getattr(one, surface)
+                distances.add_metric([one.name, surface], distance.d2)
+                limits.add_metric([one.name, surface], distance.watch)
+        for axis, value in sorted(one.axes.items()):
+            axes.add_metric([one.name, axis], value)
+        for source in sorted(one.missing):
+            missing.add_metric([one.name, source], 1)
+        if one.lead not in (stream_pb2.SERVICE_LEAD_UNSPECIFIED, stream_pb2.SERVICE_LEAD_NOBODY):
+            leads.add_metric([one.name, stream_pb2.ServiceLead.Name(one.lead).removeprefix("SERVICE_LEAD_")], 1)
+        if one.HasField("coupling") and not one.coupling.refused:
+            norms.add_metric([one.name, "measured"], one.coupling.frobenius)
+            norms.add_metric([one.name, "uncoupled"], one.coupling.frobenius_null)
+            p_values.add_metric([one.name], one.coupling.p_value)
+    yield from (phases, distances, limits, axes, leads, missing, learned, needed, norms, p_values)
+    ticks = CounterMetricFamily("mvps_service_ticks", "Joint ticks of all services by outcome.", labels=["outcome"])
+    for outcome, number in sorted(state.ticks.items()):
+        ticks.add_metric([outcome], number)
+    yield ticks
+    snapshots = CounterMetricFamily(
+        "mvps_service_snapshots", "Accepted snapshots of services' hosts by outcome.", labels=["outcome"]
+    )
+    for outcome, number in sorted(state.snapshots.items()):
+        snapshots.add_metric([outcome], number)
+    yield snapshots
+    yield CounterMetricFamily(
+        "mvps_service_windows_failures",
+        "Times the services' windows could not be read from their file or written to it.",
+        value=state.windows_failures,
     )
 
 

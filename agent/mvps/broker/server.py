@@ -40,6 +40,8 @@ from mvps.broker.in_work import InWork
 from mvps.broker.metrics import BrokerCollector, MetricsEndpoint
 from mvps.broker.recheck import Rechecker
 from mvps.broker.service import OPTIONS, SERVICE, AddressError, Context, Service, abort, bind
+from mvps.broker.service_answers import service_rows, services_state
+from mvps.broker.service_watch import ServiceView, ServiceWatch
 from mvps.broker.settings import BrokerSettings
 from mvps.broker.state import FleetState, without_baselines
 from mvps.broker.store import NOTHING, CounterKey, Store
@@ -108,6 +110,11 @@ class Broker:
             on_decided=self._decided, keep=settings.database.with_name(f"{settings.database.name}.fleet")
         )
         self.ticks: Final = Ticks(self.epochs, self._history, self.fleet_watch, deadline_s=settings.bundle_deadline_s)
+        self.service_watch: Final = ServiceWatch(
+            settings.service,
+            on_joined=self._joined,
+            keep=settings.database.with_name(f"{settings.database.name}.services"),
+        )
         self.answers: Final = Answers(self._history)
         self.flows: Flows | None = None
         self._fence = self._store.fence
@@ -168,6 +175,7 @@ class Broker:
             loop.create_task(self.evidence.run()),
             loop.create_task(self.ticks.run()),
             loop.create_task(self.fleet_watch.run()),
+            *([loop.create_task(self.service_watch.run())] if self.settings.service else []),
             *([loop.create_task(self.flows.run())] if self.flows is not None else []),
         ]
         if self._rechecker is not None:
@@ -397,6 +405,7 @@ class Broker:
         self.fleet.record(admitted, stream, now_ns)
         self._note_evidence(admitted, now_ns)
         self._observe_settled(admitted, now_ns)
+        self.service_watch.observe(batch, admitted.runs)
         if self._rechecker is not None:
             self._rechecker.offer(batch)
 
@@ -424,6 +433,11 @@ class Broker:
             self.evidence.observe_fleet(max(one.minimax for one in said), max(one.largest for one in said))
         if self._history is not None and (rows := kind_rows(view)):
             self._history.put_kinds(rows)
+
+    def _joined(self, views: Sequence[ServiceView]) -> None:
+        """Services had a joint tick: into the history."""
+        if self._history is not None:
+            self._history.put_services(service_rows(views))
 
     def _mismatch(self, name: CounterKey) -> None:
         """A decision that was recomputed differs."""
@@ -483,6 +497,7 @@ class Broker:
             bundles=dict(self.ticks.counts) | {"skipped": self.ticks.skipped, "repeated": self.ticks.repeated},
             history=pb.History(**self._history.status()._asdict()) if self._history is not None else None,
             fleet=fleet_state(self.fleet_watch),
+            services=services_state(self.service_watch),
             store=pb.StoreRoom(
                 bytes=self._store.bytes,
                 max_bytes=self._store.max_bytes,

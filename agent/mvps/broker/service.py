@@ -85,6 +85,7 @@ class Service:
             "GetBundle": (self._get_bundle, pb.GetBundleRequest),
             "GetVantage": (self._get_vantage, pb.GetVantageRequest),
             "ListFleetDecisions": (self._list_fleet_decisions, pb.ListFleetDecisionsRequest),
+            "ListServiceTicks": (self._list_service_ticks, pb.ListServiceTicksRequest),
         }
         methods = {
             name: grpc.unary_unary_rpc_method_handler(
@@ -123,6 +124,11 @@ class Service:
         self, request: pb.ListFleetDecisionsRequest, context: Context
     ) -> pb.ListFleetDecisionsResponse:
         return await self._ask(self._broker.answers.fleet_decisions, request, context)
+
+    async def _list_service_ticks(
+        self, request: pb.ListServiceTicksRequest, context: Context
+    ) -> pb.ListServiceTicksResponse:
+        return await self._ask(self._broker.answers.service_ticks, request, context)
 
     async def _ask(self, question: Callable[[_Q], _A], request: _Q, context: Context) -> _A:
         await self._local_only(context)

@@ -9,6 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from mvps.broker.service_settings import MAX_SERVICES, ServiceSettings, check_services
 from mvps.trust.limits import MAX_VANTAGES
 from mvps.trust.replay import Window
 
@@ -76,6 +77,14 @@ class BrokerSettings(BaseModel):
         "", description='where the XDP limiter is pinned, such as /run/mvps.limiter; "" for no limiter'
     )
     remote_queries: bool = Field(False, description="answer queries from other hosts too (they are not sealed)")
+    service: tuple[ServiceSettings, ...] = Field(
+        (), max_length=MAX_SERVICES, description="services whose network and AI surfaces are watched together"
+    )
+
+    @field_validator("service")
+    @classmethod
+    def _services(cls, services: tuple[ServiceSettings, ...]) -> tuple[ServiceSettings, ...]:
+        return check_services(services)
 
     @field_validator("history")
     @classmethod

@@ -40,12 +40,12 @@ _MESSAGE_BYTES = 256 * 1024 * 1024
 
 def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
     """Arguments of ``mvps fleet``."""
-    _common(parser)
+    broker_options(parser)
     add_question = actions_of(parser, required=False)
 
     def add(name: str, summary: str, examples: str) -> argparse.ArgumentParser:
         made = add_question(name, summary, examples)
-        _common(made, below=True)
+        broker_options(made, below=True)
         return made
 
     add("status", "epoch, log, every vantage, and what needs an eye (this is what no question means)", "")
@@ -90,7 +90,7 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _common(parser: argparse.ArgumentParser, *, below: bool = False) -> None:
+def broker_options(parser: argparse.ArgumentParser, *, below: bool = False) -> None:
     """What every question takes, before it or, in the question's own parser, ``below`` it."""
     unset = argparse.SUPPRESS if below else None
     parser.add_argument(
@@ -131,9 +131,9 @@ def _history(arguments: argparse.Namespace) -> int:
     from mvps.v1 import stream_pb2
 
     request = stream_pb2.ListBundlesRequest(
-        cell=arguments.cell, since_ns=_since(arguments.since), limit=_limit(arguments.limit)
+        cell=arguments.cell, since_ns=since_ns(arguments.since), limit=_limit(arguments.limit)
     )
-    with _broker(arguments) as broker:
+    with broker_at(arguments) as broker:
         bundles = broker.ListBundles(request, timeout=_SECONDS).bundles
     if arguments.json:
         _print_json({"bundles": [_dict(bundle) for bundle in bundles]})
@@ -148,9 +148,9 @@ def _vantage(arguments: argparse.Namespace) -> int:
     from mvps.v1 import stream_pb2
 
     request = stream_pb2.GetVantageRequest(
-        vantage_id=arguments.id, since_ns=_since(arguments.since), limit=_limit(arguments.limit)
+        vantage_id=arguments.id, since_ns=since_ns(arguments.since), limit=_limit(arguments.limit)
     )
-    with _broker(arguments) as broker:
+    with broker_at(arguments) as broker:
         ticks = broker.GetVantage(request, timeout=_SECONDS).ticks
     if arguments.json:
         _print_json({"ticks": [_dict(tick) for tick in ticks]})
@@ -158,7 +158,7 @@ def _vantage(arguments: argparse.Namespace) -> int:
         from mvps.cli import view
 
         head = ("time", "status", "phase", "surface", "D2", "S", "lead")
-        print(view.table([head, *((_time(tick.tick_time_ns), *_said(tick)) for tick in ticks)]))
+        print(view.table([head, *((utc(tick.tick_time_ns), *_said(tick)) for tick in ticks)]))
     else:
         raise exits.Failure(exits.FOUND, f"nothing is kept of {arguments.id}: mvps fleet lists who is known")
     return exits.OK
@@ -167,7 +167,7 @@ def _vantage(arguments: argparse.Namespace) -> int:
 def _bundle(arguments: argparse.Namespace) -> int:
     from mvps.v1 import stream_pb2
 
-    with _broker(arguments) as broker:
+    with broker_at(arguments) as broker:
         newest = broker.ListBundles(stream_pb2.ListBundlesRequest(cell=arguments.cell, limit=1), timeout=_SECONDS)
         if not newest.bundles:
             raise exits.Failure(exits.FOUND, "no tick has closed yet")
@@ -176,7 +176,7 @@ def _bundle(arguments: argparse.Namespace) -> int:
         found = broker.GetBundle(request, timeout=_SECONDS)
     if not found.ticks:
         raise exits.Failure(
-            exits.FOUND, f"nothing is kept of the tick of {_time(at)}: mvps fleet history lists those that are"
+            exits.FOUND, f"nothing is kept of the tick of {utc(at)}: mvps fleet history lists those that are"
         )
     if arguments.json:
         _print_json(_dict(found))
@@ -193,9 +193,9 @@ def _decisions(arguments: argparse.Namespace) -> int:
     from mvps.v1 import stream_pb2
 
     request = stream_pb2.ListFleetDecisionsRequest(
-        kind=arguments.kind, since_ns=_since(arguments.since), limit=_limit(arguments.limit)
+        kind=arguments.kind, since_ns=since_ns(arguments.since), limit=_limit(arguments.limit)
     )
-    with _broker(arguments) as broker:
+    with broker_at(arguments) as broker:
         decisions = broker.ListFleetDecisions(request, timeout=_SECONDS).decisions
     if arguments.json:
         _print_json({"decisions": [_dict(decision) for decision in decisions]})
@@ -211,7 +211,7 @@ def _decisions(arguments: argparse.Namespace) -> int:
 
     rows = [
         (
-            _time(one.tick_time_ns),
+            utc(one.tick_time_ns),
             one.kind,
             Phase.Name(one.phase).removeprefix("PHASE_"),
             f"{one.d2:.2f}",
@@ -236,7 +236,7 @@ def _print_bundles(bundles: Sequence[BundleSummary]) -> None:
 
     rows = [
         (
-            _time(bundle.tick_time_ns),
+            utc(bundle.tick_time_ns),
             str(bundle.tick_time_ns // bundle.period_ns),
             bundle.cell or "-",
             str(bundle.reported),
@@ -263,7 +263,7 @@ def _said(tick: VantageTick) -> tuple[str, ...]:
     return status, phase, tick.surface or "-", f"{tick.d2:.2f}", f"{tick.s:.2f}", tick.lead or "-"
 
 
-def _time(ns: int) -> str:
+def utc(ns: int) -> str:
     """UTC, with as many digits as the lattice may have."""
     whole, rest = divmod(ns, 10**9)
     fraction = f".{rest // 10**6:03}" if rest else ""
@@ -289,7 +289,7 @@ def _tick_time(text: str, newest: BundleSummary) -> int:
     return ns // newest.period_ns * newest.period_ns
 
 
-def _since(text: str) -> int:
+def since_ns(text: str) -> int:
     """Time ``text`` ago, in ns since the Unix epoch; 0 for an empty text."""
     if not text:
         return 0
@@ -320,7 +320,7 @@ def _print_json(content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _broker(arguments: argparse.Namespace) -> Iterator[stream_pb2_grpc.BrokerStub]:
+def broker_at(arguments: argparse.Namespace) -> Iterator[stream_pb2_grpc.BrokerStub]:
     """The broker that was named; its refusals and its silence become failures that say what to do."""
     import grpc
 
@@ -349,7 +349,7 @@ def _broker(arguments: argparse.Namespace) -> Iterator[stream_pb2_grpc.BrokerStu
 def _ask(arguments: argparse.Namespace) -> tuple[ServerInfo, ListVantagesResponse]:
     from mvps.v1 import stream_pb2
 
-    with _broker(arguments) as broker:
+    with broker_at(arguments) as broker:
         info = broker.ServerInfo(stream_pb2.ServerInfoRequest(), timeout=_SECONDS)
         return info, broker.ListVantages(stream_pb2.ListVantagesRequest(), timeout=_SECONDS)
 
@@ -401,7 +401,7 @@ def fleet_state(arguments: argparse.Namespace, target: str, timeout_s: float) ->
     """What the broker at ``target`` says of the fleet; exits.Failure if it does not answer. Needs --tls-*."""
     from mvps.v1 import stream_pb2
 
-    with _broker(argparse.Namespace(**vars(arguments) | {"broker": target})) as broker:
+    with broker_at(argparse.Namespace(**vars(arguments) | {"broker": target})) as broker:
         info: ServerInfo = broker.ServerInfo(stream_pb2.ServerInfoRequest(), timeout=timeout_s)
     return info.fleet
 
@@ -447,7 +447,7 @@ def _print(target: str, info: ServerInfo, vantages: ListVantagesResponse, troubl
     print(words)
     store = info.store
     since = (
-        f"everything since {_time(store.backfill_from_ns // 10**9 * 10**9)}" if store.backfill_from_ns else "everything"
+        f"everything since {utc(store.backfill_from_ns // 10**9 * 10**9)}" if store.backfill_from_ns else "everything"
     )
     print(f"store {store.bytes / 2**30:.2f} of {store.max_bytes / 2**30:.2f} GiB, keeps {since}")
     counts = info.bundles

@@ -51,6 +51,7 @@ VERBS = (
     Verb("agent", "agent", "the agent in the foreground, as the service runs it"),
     Verb("broker", "broker", "a broker in the foreground"),
     Verb("fleet", "fleet", "what a broker knows: epoch, log, vantages, troubles"),
+    Verb("service", "service", "services that a broker watches: whether network or AI surface leads, and what to do"),
     Verb("witness", "witness", "a witness in the foreground, which cosigns brokers' checkpoints"),
     Verb("verify", "verify", "prove offline what a broker's evidence log holds, and that it only grew"),
     Verb("completion", "completion", "completion script for bash, zsh or fish"),

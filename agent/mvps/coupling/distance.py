@@ -37,7 +37,7 @@ from scipy.stats import f as f_distribution
 
 from mvps.coherence.distance import CUTOFF_MODES, LEVELS
 from mvps.coherence.observation import FloatArray
-from mvps.coherence.special import chi2_ppf
+from mvps.coherence.special import chi2_logsf, chi2_ppf
 from mvps.coherence.tail import IndexArray, Tail, autocorrelation_time, block_length, blocked_scores
 from mvps.coupling.autoregression import fit
 from mvps.coupling.cross import correlation, inverse_root, part_covariance, varying
@@ -47,6 +47,7 @@ LEAST_TICKS = 60
 BLOCKS = ("net", "ai", "joint")
 _LEAST_SCALE = 0.1
 _MOST_STEPS = 200
+_UNKNOWN_MODE = f"unknown cut-off mode {{!r}}: choose one of {', '.join(CUTOFF_MODES)}"
 
 
 class Distances(NamedTuple):
@@ -136,6 +137,18 @@ class JointBaseline(NamedTuple):
         net, ai, joint = (self._limit(block, mode, watch) for block in range(3))
         return Limits(net, ai, joint, self._limit(2, mode, alarm))
 
+    def log_survival(self, block: int, d2: float, mode: str = "empirical") -> float:
+        """log P(D^2 of a quiet tick >= d2), by the law of the limits; NaN stays NaN. block: index into ``BLOCKS``."""
+        if math.isnan(d2):
+            return math.nan
+        if mode == "empirical":
+            return self.tails[block].log_survival(d2)
+        if mode == "finite-sample":
+            return self.laws[block].log_survival(d2)
+        if mode == "chi2":
+            return chi2_logsf(d2, self.laws[block].axes)
+        raise ValueError(_UNKNOWN_MODE.format(mode))
+
     def _limit(self, block: int, mode: str, level: float) -> float:
         if mode == "empirical":
             return self.tails[block].score_at(math.log1p(-level))
@@ -143,7 +156,7 @@ class JointBaseline(NamedTuple):
             return self.laws[block].limit(level)
         if mode == "chi2":
             return chi2_ppf(level, self.laws[block].axes)
-        raise ValueError(f"unknown cut-off mode {mode!r}: choose one of {', '.join(CUTOFF_MODES)}")
+        raise ValueError(_UNKNOWN_MODE.format(mode))
 
 
 def fit_baseline(z: FloatArray, split: int) -> JointBaseline:
