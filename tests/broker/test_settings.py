@@ -18,6 +18,8 @@ from mvps.trust.keys import KeySourceError
         {"retention_s": 0},
         {"max_streams": 0},
         {"live_window_s": -1},
+        {"operators": ["alice"]},
+        {"listen": "unix:/run/broker.sock", "operator_socket": "/run/broker.sock"},
     ],
 )
 def test_wrong_settings_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:

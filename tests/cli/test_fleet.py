@@ -16,13 +16,13 @@ from bench.attacks import Arena
 from mvps.broker.process import EmbeddedBroker
 from mvps.broker.settings import BrokerSettings
 from mvps.cli import exits
-from mvps.cli.fleet import _troubles
+from mvps.cli.fleet import _print, _troubles
 from mvps.cli.fleet import utc as cli_time
 from mvps.cli.main import main
 from mvps.trust.keys import Kind, SecretKey
 from mvps.trust.manifest import Profile, sign_manifest
 from mvps.trust.solo import make_site
-from mvps.v1 import stream_pb2
+from mvps.v1 import snapshot_pb2, stream_pb2
 
 
 @pytest.fixture
@@ -169,3 +169,18 @@ def test_a_broker_with_tls(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
         assert "! tls: " in capsys.readouterr().out
     finally:
         broker.stop()
+
+
+def test_a_false_consensus_needs_an_eye_and_what_is_withheld_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    surface = snapshot_pb2.Surface(name="ai.g", lateral=snapshot_pb2.LATERAL_COHERENT_BUT_FALSE)
+    surface.vector.c4 = 0.25
+    latest = snapshot_pb2.Snapshot(surfaces=[surface])
+    shown = stream_pb2.ListVantagesResponse(vantages=[stream_pb2.VantageSummary(vantage_id="host-1", latest=latest)])
+    said = "host-1: ai.g is COHERENT_BUT_FALSE, C_4 = 0.25: check it against a golden set"
+    assert _troubles(stream_pb2.ServerInfo(), shown) == [said]
+    _print("b", stream_pb2.ServerInfo(), shown, [said])
+    assert "withheld" not in capsys.readouterr().out
+    left_out = stream_pb2.ListVantagesResponse(withheld=["vector.c4", "lateral"])
+    assert _troubles(stream_pb2.ServerInfo(), left_out) == []
+    _print("b", stream_pb2.ServerInfo(), left_out, [])
+    assert "withheld: C_4" in capsys.readouterr().out

@@ -22,10 +22,13 @@ class Agent(local_pb2_grpc.LocalServicer):
     """An agent of one calm surface that knows of a broker."""
 
     broker = ""
+    withheld: tuple[str, ...] = ()
 
     def Explain(self, request: local_pb2.ExplainRequest, context: grpc.ServicerContext) -> local_pb2.ExplainResponse:
         surface = snapshot_pb2.Surface(name="kernel", decision=snapshot_pb2.Decision(phase=snapshot_pb2.PHASE_BAU))
-        return local_pb2.ExplainResponse(tick=7, surfaces=[surface], sentences=["kernel is BAU."])
+        return local_pb2.ExplainResponse(
+            tick=7, surfaces=[surface], sentences=["kernel is BAU."], withheld=self.withheld
+        )
 
     def Status(self, request: local_pb2.StatusRequest, context: grpc.ServicerContext) -> local_pb2.StatusResponse:
         return local_pb2.StatusResponse(stream=local_pb2.StreamState(target=self.broker))
@@ -125,3 +128,11 @@ def test_without_a_broker_or_an_answer_it_says_so_and_still_explains(
     # The one that is named is asked, whatever the agent says.
     assert desk.explain("--broker", desk.address) == exits.OK
     assert "fleet of 5 hosts" in capsys.readouterr().out
+
+
+def test_what_is_withheld_from_this_caller_is_named(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    assert desk.explain("--json") == exits.OK
+    assert "withheld" not in json.loads(capsys.readouterr().out)
+    desk.agent.withheld = ("vector.c4", "lateral")
+    assert desk.explain("--json") == exits.OK
+    assert json.loads(capsys.readouterr().out)["withheld"] == ["vector.c4", "lateral"]

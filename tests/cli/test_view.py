@@ -9,7 +9,7 @@ import pytest
 
 from mvps.cli import view
 from mvps.v1.local_pb2 import StreamState, TickUpdate
-from mvps.v1.snapshot_pb2 import Phase
+from mvps.v1.snapshot_pb2 import Lateral, Phase, Surface
 
 
 class Terminal(io.StringIO):
@@ -114,3 +114,14 @@ def test_the_epoch_line_has_what_an_operator_needs() -> None:
     stream.clock_offset_ns, stream.backfilled, stream.manifest_error = -2_500_000, 4, "why"
     assert view.epoch_line(stream).endswith("; broker's clock -2.5 ms; 4 sent as backfill\nmanifest refused: why")
     assert view.epoch_line(StreamState()) == ""
+
+
+def test_c4_and_its_label_stand_where_they_are_shown_and_nowhere_else() -> None:
+    update = TickUpdate()
+    surface = update.snapshot.surfaces.add(name="ai.g", lateral=Lateral.LATERAL_COHERENT_BUT_FALSE)
+    surface.vector.c4 = 0.25
+    assert "ai.g.c4=0.2500 ai.g.lateral=COHERENT_BUT_FALSE" in view.line(update)
+    assert "C_4 0.2500  COHERENT_BUT_FALSE" in view._axes(surface)
+    assert "C_4" not in view._axes(Surface(name="kernel"))
+    surface.lateral = Lateral.LATERAL_NONE
+    assert "COHERENT_BUT_FALSE" not in view.line(update) + view._axes(surface)

@@ -66,6 +66,8 @@ def test_effective_settings_round_trip(tick: int, vantages: list[str], cgroup: s
         ('[broker]\ntarget = "unix:run/x"\n', 2, "unix:/absolute/path"),
         ('[trust]\nkey = "agent.key"\n', 2, "credential:NAME"),
         ('[local]\nsocket = "agent.sock"\n', 2, "absolute path"),
+        ('[local]\nsocket = "/a"\noperator_socket = "/a"\n', 1, "a socket of its own"),
+        ('[local]\noperator_group = "ops"\n', 1, "needs operator_socket"),
         ('[log]\nlevel = "loud"\n', 2, "'debug'"),
         ('broker = {target = "a:1", queue = 1}\n', 1, "broker.queue"),
         ('[probe]\nrate = 1\ndestinations = ["example.net"]\n', 3, "names are not resolved"),
@@ -104,6 +106,9 @@ def test_only_marked_keys_are_reloadable() -> None:
     assert (applied.log.level, applied.broker.target) == ("debug", "b:1")
     assert applied.agent.tick_ms == 1000
     assert config.changes(applied, new)[0] == {}
+    exported = config.parse("[metrics]\nlateral = true\n")
+    assert config.changes(Config(), exported) == ({"metrics.lateral": True}, {})
+    assert config.parse(config.to_toml(exported)) == exported
 
 
 def test_probing_is_off_until_destinations_are_given() -> None:

@@ -8,6 +8,7 @@ import grp
 import os
 import socket
 import stat
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,9 @@ from mvps.daemon.local_api import MAX_WATCHERS, LocalApi, LocalApiError
 from mvps.daemon.service import Agent
 from mvps.v1 import local_pb2 as pb
 from mvps.v1 import local_pb2_grpc
-from mvps.v1.snapshot_pb2 import Phase, Snapshot, Surface
+from mvps.v1.snapshot_pb2 import Decision, Lateral, Phase, Snapshot, Surface
+
+C4 = 0.4142135623730951
 
 
 @pytest.fixture
@@ -161,6 +164,85 @@ def test_a_reported_surface_is_in_the_snapshots_and_on_every_view(
     assert (answer.taken, "cannot be reported" in answer.detail) == (False, True)
 
 
+def brittle() -> Surface:
+    """What a vantage of a language model reports whose answers agree and do not survive rephrasing."""
+    surface = Surface(name="ai.llama", calibrated_ticks=300, needed_ticks=300)
+    surface.vector.c1, surface.vector.c4 = 0.75, C4
+    surface.lateral = Lateral.LATERAL_COHERENT_BUT_FALSE
+    surface.decision.CopyFrom(
+        Decision(
+            phase=Phase.PHASE_BAU,
+            raw_phase=Phase.PHASE_BAU,
+            posterior=[0.9, 0.07, 0.02, 0.01],
+            d2=1.5,
+            phi_d=0.78,
+            p_value=0.6,
+            dof=1,
+            baseline_id="0123456789abcdef",
+        )
+    )
+    return surface
+
+
+def raw(path: Path, method: str, request: Any) -> bytes:
+    """The answer, or the first of a stream, as it comes over the socket."""
+    with grpc.insecure_channel(f"unix:{path}") as channel:
+        name, encode = f"/mvps.v1.Local/{method}", type(request).SerializeToString
+        if method != "Watch":
+            return bytes(channel.unary_unary(name, request_serializer=encode)(request, timeout=5))
+        stream = channel.unary_stream(name, request_serializer=encode)(request, timeout=5)
+        found = bytes(next(stream))
+        stream.cancel()
+        return found
+
+
+def test_c4_and_its_label_are_shown_on_the_operators_socket_alone(
+    stub: Any, agent: Agent, ticks: Any, path: Path, tmp_path: Path
+) -> None:
+    answer = stub.ReportSurface(pb.ReportSurfaceRequest(surface=brittle(), valid_ns=60 * 10**9), timeout=5)
+    assert (answer.taken, answer.detail) == (True, "")
+    for _ in range(2):
+        agent.work(ticks.next())
+    operator_path = tmp_path / "operator.sock"
+    operators = LocalApi(agent, operator_path, operators=True)
+    number = struct.pack("<d", C4)
+    asked = pb.ExplainRequest(surface="ai.llama")
+    guest, operator = (raw(one, "Explain", asked) for one in (path, operator_path))
+    for needle in (number, b"COHERENT_BUT_FALSE", b"C_4 = 0.41"):
+        assert needle in operator
+        assert needle not in guest
+    seen = pb.ExplainResponse.FromString(guest)
+    assert list(seen.withheld) == ["vector.c4", "lateral"]
+    assert "shown to operators" in seen.sentences[0]
+    assert seen.surfaces[0].vector.c1 == 0.75
+    assert not seen.surfaces[0].vector.HasField("c4")
+    assert seen.surfaces[0].lateral == Lateral.LATERAL_UNSPECIFIED
+    whole = pb.ExplainResponse.FromString(operator)
+    assert (list(whole.withheld), whole.surfaces[0]) == ([], brittle())
+    guest, operator = (raw(one, "Watch", pb.WatchRequest(backlog=1)) for one in (path, operator_path))
+    assert (number in operator, number in guest) == (True, False)
+    update = pb.TickUpdate.FromString(guest)
+    assert list(update.withheld) == ["vector.c4", "lateral"]
+    assert update.snapshot.surfaces[-1].lateral == Lateral.LATERAL_UNSPECIFIED
+    # What is taken out of an answer is in the next snapshot all the same.
+    assert agent.published.state.snapshot.surfaces[-1] == brittle()
+    operators.close()
+    assert not operator_path.exists()
+
+
+def test_nothing_is_said_to_be_withheld_where_no_language_model_is_watched(stub: Any, agent: Agent, ticks: Any) -> None:
+    agent.work(ticks.next())
+    answer = stub.Explain(pb.ExplainRequest(), timeout=5)
+    assert list(answer.withheld) == []
+    assert not any("operators" in text for text in answer.sentences)
+
+
+def test_the_operators_socket_is_for_its_owner_alone(agent: Agent, path: Path) -> None:
+    api = LocalApi(agent, path, operators=True)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    api.close()
+
+
 def test_the_socket_is_for_owner_and_group_only(api: LocalApi, path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
 
@@ -170,6 +252,10 @@ def test_the_socket_belongs_to_the_configured_group(agent: Agent, path: Path) ->
     group = next(g for g in grp.getgrall() if g.gr_gid != os.getegid())
     api = LocalApi(agent, path, group.gr_name)
     assert path.stat().st_gid == group.gr_gid
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    api.close()
+    api = LocalApi(agent, path, group.gr_name, operators=True)
+    assert (path.stat().st_gid, stat.S_IMODE(path.stat().st_mode)) == (group.gr_gid, 0o660)
     api.close()
     assert not path.exists()
 
@@ -182,6 +268,8 @@ def test_an_unknown_group_is_an_error_with_advice(agent: Agent, path: Path) -> N
 def test_a_live_socket_is_not_taken_over(api: LocalApi, agent: Agent, path: Path) -> None:
     with pytest.raises(LocalApiError, match="another agent answers"):
         LocalApi(agent, path)
+    with pytest.raises(LocalApiError, match="operator_socket to another path"):
+        LocalApi(agent, path, operators=True)
 
 
 def test_a_dead_socket_is_replaced_and_a_file_is_not(agent: Agent, path: Path) -> None:

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from mvps.daemon import config
 from mvps.daemon.metrics import CONTENT_TYPE, MetricsServer, render
 from mvps.daemon.service import Agent
 from mvps.daemon.state import Histogram
+from mvps.v1.snapshot_pb2 import CoherenceVector, Lateral, Surface
 
 _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 _LABEL = r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\["\\n])*)"'
@@ -144,6 +146,28 @@ def test_each_state_set_has_exactly_one_state(state: Any) -> None:
         assert set(on.values()) == {1}, (name, on)
     failed = [lb for _, lb, v in families["mvps_vantage_state"].samples if v and lb["mvps_vantage_state"] == "failed"]
     assert [lb["vantage"] for lb in failed] == ["mm"]
+
+
+def test_c4_and_its_label_are_exported_only_if_the_settings_say_so(
+    make_agent: Callable[..., Agent], ticks: Any
+) -> None:
+    surface = Surface(name="ai.g", vector=CoherenceVector(c1=0.75, c4=0.4142135623730951), needed_ticks=60)
+    surface.lateral = Lateral.LATERAL_COHERENT_BUT_FALSE
+    texts = []
+    for settings in (config.Config(), config.parse("[metrics]\nlateral = true\n")):
+        agent = make_agent(settings)
+        assert agent.reported.take(surface, 10**12) == ""
+        agent.work(ticks.next())
+        texts.append(agent.exposition())
+    closed, opened = (parse(text) for text in texts)
+    assert ("", {"surface": "ai.g", "axis": "c1"}, 0.75) in closed["mvps_coherence"].samples
+    assert closed["mvps_lateral"].samples == []
+    assert closed["mvps_lateral_withheld"].samples == [("", {"surface": "ai.g"}, 1.0)]
+    assert not re.search(r'0\.4142|axis="c4"|COHERENT_BUT_FALSE"', texts[0])
+    assert ("", {"surface": "ai.g", "axis": "c4"}, 0.4142135623730951) in opened["mvps_coherence"].samples
+    states = {labels["mvps_lateral"]: value for _, labels, value in opened["mvps_lateral"].samples}
+    assert states == {"NONE": 0.0, "COHERENT_BUT_FALSE": 1.0}
+    assert opened["mvps_lateral_withheld"].samples == [("", {"surface": "ai.g"}, 0.0)]
 
 
 def test_an_agent_that_has_not_ticked_is_valid_too(make_agent: Callable[..., Agent]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a start makes of the settings for spool and TLS, before anything is attached."""
+"""What a start makes of the settings for spool, TLS and the local sockets."""
 
 from __future__ import annotations
 
@@ -62,3 +62,25 @@ def test_tls_is_looked_at_before_anything_starts(tmp_path: Path) -> None:
     for half in ({"tls_cert": str(cert)}, {"tls_key": str(key), "tls_cert": str(cert)}):
         with pytest.raises(ValueError, match="tls_"):
             config(broker=half)
+
+
+def test_the_operators_socket_is_served_beside_the_other_one(
+    tmp_path: Path, vantages: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vantages.surfaces = lambda: {"kernel": ("mm", "blk"), "dataplane": ("path",)}
+    monkeypatch.setattr(start, "attach", lambda _: vantages)
+    sockets = {"socket": tmp_path / "agent.sock", "operator_socket": tmp_path / "operator.sock"}
+    settings = config(
+        agent={"vantage_id": "host-1", "state_dir": str(tmp_path)},
+        metrics={"address": ""},
+        local={name: str(path) for name, path in sockets.items()},
+    )
+    started = start.start(settings)
+    assert [path.stat().st_mode & 0o777 for path in sockets.values()] == [0o660, 0o600]
+    started.agent.stop()
+    started.run()
+    assert not any(path.exists() for path in sockets.values())
+    sockets["operator_socket"].write_text("in the way")
+    with pytest.raises(start.StartError, match="is no socket"):
+        start.start(settings)
+    assert not sockets["socket"].exists()

@@ -11,13 +11,13 @@ import grpc
 import pytest
 from authority import Authority
 from tests.waiting import until
-from wire_samples import Host, settings
+from wire_samples import Host, message, settings, snapshot
 
 from mvps.broker.process import EmbeddedBroker
 from mvps.broker.server import BrokerError
 from mvps.stream.client import StreamClient
 from mvps.trust.tls import ClientTls, ServerTls, TlsError
-from mvps.v1 import stream_pb2, stream_pb2_grpc
+from mvps.v1 import snapshot_pb2, stream_pb2, stream_pb2_grpc
 
 
 @pytest.fixture
@@ -163,6 +163,30 @@ def test_certificate_of_another_name(make: Callable[..., Site], ca: Authority) -
         stub = stream_pb2_grpc.BrokerStub(channel)
         with pytest.raises(grpc.RpcError):
             stub.ServerInfo(stream_pb2.ServerInfoRequest(), timeout=5)
+
+
+def test_an_operator_is_known_by_the_name_in_its_certificate(ca: Authority, tmp_path: Path) -> None:
+    cert, key = ca.issue("broker")
+    chosen, site = settings(tmp_path, tls_cert=cert, tls_key=key, tls_client_ca=ca.path, operators=("alice",))
+    broker = EmbeddedBroker(chosen)
+    try:
+        body = snapshot()
+        surface = body.surfaces.add(name="ai.g", needed_ticks=60, lateral=snapshot_pb2.LATERAL_COHERENT_BUT_FALSE)
+        surface.vector.c4 = 0.25
+        shown = {}
+        for name in ("host", "alice", "malice"):
+            credentials = ClientTls(ca.path, *ca.issue(name)).credentials()
+            with grpc.secure_channel(broker.address, credentials) as channel:
+                stub = stream_pb2_grpc.BrokerStub(channel)
+                if name == "host":
+                    sealed = stream_pb2.Batch.FromString(message(Host(site).seal(body, tick=body.tick)))
+                    next(stub.Stream(iter([sealed]), timeout=10))
+                answer = stub.ListVantages(stream_pb2.ListVantagesRequest(), timeout=10)
+                shown[name] = (answer.vantages[0].latest.surfaces[-1].vector.HasField("c4"), list(answer.withheld))
+        withheld = (False, ["vector.c4", "lateral"])
+        assert shown == {"host": withheld, "alice": (True, []), "malice": withheld}
+    finally:
+        broker.stop()
 
 
 def test_what_is_wrong_is_said(ca: Authority, tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of the AI vantage: which replicas, which encoder, which prompts, how often, at what cost.
 
+Replicas are servers that are asked over HTTP (``replica``), or checkpoints that are loaded into this process and looked
+into (``whitebox``).
+
 API keys are never in the file: ``key_file`` names a file of mode 0600 that holds one line, or ``credential:NAME`` a
 systemd credential.
 """
@@ -36,6 +39,7 @@ def _http(url: str) -> str:
 _Url = Annotated[str, AfterValidator(_http)]
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 _Model = Annotated[str, Field(min_length=1, max_length=256)]
+_Device = Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:[0-9]{1,3})?)$")]
 
 
 class _Section(BaseModel):
@@ -52,16 +56,60 @@ class ReplicaSection(_Section):
     timeout_s: float = Field(30.0, gt=0, le=600, description="for a whole answer, in seconds")
 
 
-class EndpointSection(_Section):
-    """A model beside the replicas: the encoder."""
+class EncoderSection(_Section):
+    """What makes points of answers: an embedding endpoint, or a sentence-transformers model in this process."""
 
-    url: _Url
-    model: _Model
+    url: _Url | None = Field(None, description="base of the OpenAI-compatible API")
+    folder: Path | None = Field(None, description="or the folder of a model in the format of sentence-transformers")
+    package: str = Field(
+        "", pattern=r"^([A-Za-z_][A-Za-z0-9_.]{0,127})?$", description="or an installed package that carries one"
+    )
+    device: _Device = "cpu"
+    model: _Model = Field(description="name that the server knows, and that reports and baselines carry")
     pipeline: Annotated[str, Field(min_length=1, max_length=256)] = Field(
         "unknown", description="who trained it and on what, in a word: A4 asks whether rephraser and encoder differ"
     )
     key_file: str = ""
     timeout_s: float = Field(30.0, gt=0, le=600)
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if [self.url is not None, self.folder is not None, bool(self.package)].count(True) != 1:
+            raise ValueError("an encoder has one place: url, folder or package")
+        return self
+
+    @property
+    def place(self) -> str:
+        """Where it comes from, as one text."""
+        return self.url or (str(self.folder) if self.folder is not None else f"package {self.package}")
+
+
+class CheckpointSection(_Section):
+    """A replica of a white-box group: a checkpoint that is loaded into this process. Nothing is downloaded."""
+
+    name: _Name
+    checkpoint: Annotated[str, Field(min_length=1, max_length=4096)] = Field(
+        description="folder in the format of transformers, or a name in its local cache"
+    )
+    revision: Annotated[str, Field(max_length=256)] = Field("", description="of a name in the cache")
+    device: _Device = Field("cpu", description="cpu, cuda, cuda:N or mps")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    timeout_s: float = Field(60.0, gt=0, le=600, description="for a whole answer, in seconds")
+
+
+class WhiteboxSection(_Section):
+    """Replicas whose weights are in this process: hidden states, attention and next-token laws are read from them."""
+
+    layers: Literal["early", "middle", "late"] = Field("middle", description="whose attention and hidden states")
+    points: Literal["embeddings", "hidden"] = Field(
+        "embeddings",
+        description="C_2^W2 from embeddings of the tokens each replica said, or from hidden states on the same tokens",
+    )
+    tokens: int = Field(512, ge=8, le=2048, description="of a prompt and its answer that are read, at most")
+    pipeline: Annotated[str, Field(min_length=1, max_length=256)] = Field(
+        "unknown", description="who trained the first replica, whose embeddings are the encoder"
+    )
+    replica: tuple[CheckpointSection, ...] = Field(min_length=2, max_length=8)
 
 
 class RephraserSection(_Section):
@@ -125,8 +173,9 @@ class AiConfig(_Section):
         "", description="socket of this host's agent, whose snapshots carry the reports; none: stdout only"
     )
     state: Path | None = Field(None, description="file that keeps scales and baseline over a restart")
-    replica: tuple[ReplicaSection, ...] = Field(min_length=2, max_length=MAX_REPLICAS)
-    encoder: EndpointSection
+    replica: tuple[ReplicaSection, ...] = Field((), min_length=2, max_length=MAX_REPLICAS)
+    whitebox: WhiteboxSection | None = None
+    encoder: EncoderSection | None = None
     rephraser: tuple[RephraserSection, ...] = ()
     pace: PaceSection = PaceSection.model_validate({})
     calibration: CalibrationSection = CalibrationSection.model_validate({})
@@ -134,19 +183,71 @@ class AiConfig(_Section):
     limits: tuple[LimitsSection, ...] = ()
 
     @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if self.whitebox is None and not self.replica:
+            raise ValueError("write [[replica]] for servers, or [whitebox] for checkpoints")
+        if self.whitebox is None and self.encoder is None:
+            raise ValueError("write [encoder]: answers of servers become points by an encoder")
+        if self.whitebox is not None and self.replica:
+            raise ValueError("[[replica]] and [whitebox] are two groups: write two files")
+        if self.whitebox is not None and self.encoder is not None:
+            raise ValueError("leave [encoder] out: a white-box group's own embeddings are its encoder")
+        if self.whitebox is not None and "profile" in self.model_fields_set:
+            raise ValueError("leave profile out: a white-box group has its own")
+        return self
+
+    @model_validator(mode="after")
     def _distinct(self) -> Self:
-        names = [replica.name for replica in self.replica]
+        names = list(self.names)
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f'replica "{twice[0]}" is there twice')
         urls = [(replica.url.rstrip("/"), replica.model) for replica in self.replica]
         if len(set(urls)) < len(urls):
             raise ValueError("two replicas have one address and model: they would agree with themselves")
+        loaded = [(r.checkpoint, r.revision, r.device, r.dtype) for r in self.whitebox.replica] if self.whitebox else []
+        if len(set(loaded)) < len(loaded):
+            raise ValueError("two replicas are one checkpoint, device and dtype: they would agree with themselves")
         families = [limits.family for limits in self.limits]
         if len(set(families)) < len(families):
             raise ValueError("limits of one family are there twice")
         if self.c4.alarm > self.c4.watch:
             raise ValueError("c4.alarm may not lie above c4.watch")
         return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the replicas, in the order of every report."""
+        return tuple(one.name for one in self._members())
+
+    @property
+    def sees(self) -> str:
+        """Name of the profile: what of the replicas can be seen (``semantic.profiles``)."""
+        return "white" if self.whitebox else self.profile
+
+    @property
+    def encoder_name(self) -> str:
+        """What makes points of answers, as a baseline names it."""
+        if self.whitebox is not None:
+            first = self.whitebox.replica[0]
+            return f"{self.whitebox.points} of {first.checkpoint}"
+        assert self.encoder is not None
+        return self.encoder.model
+
+    @property
+    def encoder_pipeline(self) -> str:
+        """Who trained it."""
+        if self.whitebox is not None:
+            return self.whitebox.pipeline
+        assert self.encoder is not None
+        return self.encoder.pipeline
+
+    @property
+    def slowest_s(self) -> float:
+        """The longest time limit of an answer, in seconds."""
+        return max(one.timeout_s for one in self._members())
+
+    def _members(self) -> tuple[ReplicaSection | CheckpointSection, ...]:
+        return self.replica if self.whitebox is None else self.whitebox.replica
 
 
 def load(path: Path) -> AiConfig:
@@ -213,4 +314,29 @@ pipeline = "sentence-transformers"
 period_s = 10.0              # a canary to every replica this often
 full_every = 20              # every 20th in other words too: C_4
 requests_per_hour = 7200
+"""
+
+EXAMPLE_WHITEBOX: Final = """\
+# Settings of `mvps ai probe` for checkpoints of one model that are loaded into its process and looked into.
+name = "llama-eu-release"
+# prompts = "/etc/mvps/prompts.toml"   # the starter set without it
+
+[whitebox]                   # needs pip install 'mvps[ai,models]'
+layers = "middle"            # whose attention and hidden states are compared
+points = "hidden"            # C_2 from hidden states on the same tokens; "embeddings": from what each replica said
+
+[[whitebox.replica]]
+name = "released"
+checkpoint = "/models/llama-3-8b"
+device = "cuda:0"
+dtype = "bfloat16"
+
+[[whitebox.replica]]
+name = "candidate"
+checkpoint = "/models/llama-3-8b-quantised"
+device = "cuda:0"
+dtype = "bfloat16"
+
+[pace]
+period_s = 5.0
 """

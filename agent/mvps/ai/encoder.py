@@ -2,8 +2,8 @@
 """The frozen encoder phi (001 sec. 4.1): sentences of an answer as points of R^d, over ``POST /embeddings``.
 
 An answer becomes one vector per sentence, so that a long answer is a cloud and a short one a point. Any
-OpenAI-compatible embedding endpoint will do; vectors are normalised to length 1, so that distances of different
-encoders have one scale.
+OpenAI-compatible embedding endpoint will do, and any model in this process (``sentence_model``); vectors are normalised
+to length 1, so that distances of different encoders have one scale.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
 
 import aiohttp
 import numpy as np
@@ -28,10 +28,40 @@ class EncoderError(Exception):
     """The encoder did not give what was asked for. The message says what happened, without any text that was sent."""
 
 
+Cloud = NDArray[np.float64]  # points of one answer, (n, d)
+
+
+class Pointed(NamedTuple):
+    """A text as a cloud, None where it has no point; left_out: sentences beyond MAX_SENTENCES."""
+
+    cloud: Cloud | None
+    left_out: int
+
+
+class Clouds(Protocol):
+    """Whatever makes points of texts."""
+
+    async def clouds(self, texts: Sequence[str]) -> Mapping[str, Pointed]:
+        """Every text as a cloud. EncoderError when there are none."""
+
+
 def sentences(text: str) -> tuple[list[str], int]:
     """Sentences of an answer, and how many were left out beyond MAX_SENTENCES."""
     found = [part.strip() for part in _SENTENCE.findall(text) if part.strip(" .!?。！？\n\t")]
     return found[:MAX_SENTENCES], max(len(found) - MAX_SENTENCES, 0)
+
+
+async def clouds_of_sentences(
+    encode: Callable[[Sequence[str]], Awaitable[NDArray[np.float64]]], texts: Sequence[str]
+) -> dict[str, Pointed]:
+    """Every text as the points of its sentences, each sentence encoded once. encode: texts -> unit vectors (n, d)."""
+    parts = {text: sentences(text) for text in texts}
+    flat = list(dict.fromkeys(sentence for found, _ in parts.values() for sentence in found))
+    vectors = dict(zip(flat, await encode(flat), strict=True))
+    return {
+        text: Pointed(np.stack([vectors[one] for one in found]) if found else None, beyond)
+        for text, (found, beyond) in parts.items()
+    }
 
 
 class Encoder:
@@ -46,6 +76,10 @@ class Encoder:
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._timeout = timeout_s
         self._dimensions = 0
+
+    async def clouds(self, texts: Sequence[str]) -> Mapping[str, Pointed]:
+        """Every text as the points of its sentences. EncoderError when there are none."""
+        return await clouds_of_sentences(self.encode, texts)
 
     async def encode(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Unit vectors of texts, shape (len(texts), d). EncoderError when there are none."""

@@ -18,7 +18,7 @@ import numpy as np
 from mvps.ai.outcome import Outcome
 from mvps.coherence.observation import FloatArray
 from mvps.coherence.phase import Hysteresis, Phase
-from mvps.semantic import c4, calibrated, cbf, latency, profiles
+from mvps.semantic import c4, calibrated, cbf, cka, latency, profiles
 from mvps.semantic.attribution import attribute, leave_out_excess
 
 # Latencies that C_1 compares come from this many rounds: one round has one per replica. The more rounds overlap, the
@@ -28,8 +28,10 @@ LATENCY_ROUNDS: Final = 10
 MEMORY_ROUNDS: Final = 200
 SEARCH_EVERY: Final = 10
 SUSPECT: Final = 0.01
-# Variance that rounding and chance leave in an axis that never moved in calibration: a fiftieth of its range (ours).
+# Variance that rounding and chance leave in an axis that never moved in calibration: a fiftieth of its range, and a
+# five-hundredth where weights are compared and not words (ours).
 _FLOOR: Final = 0.02**2
+_FLOOR_OF_WEIGHTS: Final = 0.002**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,10 @@ class Round:
     marks those of them where both answers hold what was expected, (N, K). wrong: 1 where the answer lacks it, (N,),
     None for a prompt with nothing expected. outcomes: per replica, of every question of the round. left_out: sentences
     beyond the limit. encoder_failed: the encoder gave nothing, so there are no distances.
+
+    Of a white-box group: cka: of attention on the same tokens, (N, N), None where there is none. cka_unpaired: with
+    other prompts, (m,). attention_jsd, next_jsd: mean divergence of attention rows and of next-token laws, in [0, 1].
+    tokens_left_out: of what was to be read. reading_problem: why nothing could be read, "" if it could.
     """
 
     index: int
@@ -58,6 +64,12 @@ class Round:
     outcomes: tuple[Mapping[str, int], ...] = ()
     left_out: int = 0
     encoder_failed: bool = False
+    cka: FloatArray | None = None
+    cka_unpaired: FloatArray = field(default_factory=lambda: np.zeros(0))
+    attention_jsd: float | None = None
+    next_jsd: float | None = None
+    tokens_left_out: int = 0
+    reading_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +132,15 @@ class Scales:
     w2_max: float | None
     delta: c4.Delta | None
     notes: tuple[str, ...]
+    cka_null: float | None = None  # of unpaired prompts, where attention is seen
 
 
 class Group:
     """State of one group.
 
     replicas: names in the order of every round's arrays. profile: see ``semantic.profiles``. encoder: its name, which
-    the baseline belongs to. limits: family -> (C4_ALARM, C4_WATCH); "*" for the others.
+    the baseline belongs to. limits: family -> (C4_ALARM, C4_WATCH); "*" for the others. hidden: whether distances are
+    between hidden states on the same tokens, and not between answers.
     """
 
     def __init__(
@@ -139,6 +153,7 @@ class Group:
         scale_ticks: int,
         baseline_ticks: int,
         cutoffs: str = "empirical",
+        hidden: bool = False,
     ) -> None:
         self.replicas = tuple(replicas)
         self._profile = profile
@@ -147,6 +162,7 @@ class Group:
         self._scale_ticks = scale_ticks
         self._baseline_ticks = baseline_ticks
         self._cutoffs = cutoffs
+        self._hidden = hidden
         # Where calibration cannot end, it goes on with the latest: a group that has answered badly may recover.
         self._first: deque[Round] = deque(maxlen=2 * scale_ticks)
         self._scales: Scales | None = None
@@ -224,8 +240,18 @@ class Group:
             notes.append(f"no C_2^W2: {error}")
         between = _known(np.concatenate([one.between[np.triu_indices(len(one.between), 1)] for one in rounds]))
         largest = calibrated.w2_max(between) if len(between) and between.max() > 0.0 else None
+        null = None
+        if "c3_cka" in self._profile.main:
+            unpaired = _known(np.concatenate([one.cka_unpaired for one in rounds]))
+            if len(unpaired) < calibrated.LEAST_PAIRS:
+                self._problem = (
+                    f"{len(unpaired)} comparisons of attention on different prompts are too few for C_3^CKA: at least "
+                    f"{calibrated.LEAST_PAIRS}, of two families and of four tokens"
+                )
+                return
+            null = float(unpaired.mean())
         threshold, note = self._find_delta(rounds)
-        self._scales = Scales(ttft, total, ends, largest, threshold, (*notes, *([note] if note else [])))
+        self._scales = Scales(ttft, total, ends, largest, threshold, (*notes, *([note] if note else [])), null)
         self._problem = ""
         self._first.clear()
 
@@ -252,6 +278,9 @@ class Group:
         coherence = calibrated.c2_w2(seen.between, scales.anchors) if scales.anchors else None
         axes["c2_w2"] = coherence.value if coherence else None
         axes["c2_w2_seed"] = calibrated.c2_w2_seed(seen.between, scales.w2_max) if scales.w2_max else None
+        if scales.cka_null is not None:
+            axes["c3_cka"] = cka.c3_cka(seen.cka, scales.cka_null) if seen.cka is not None else None
+            axes["attention_jsd"], axes["next_jsd"] = seen.attention_jsd, seen.next_jsd
         stable = c4.c4(seen.rephrased, scales.delta) if scales.delta and seen.rephrased is not None else None
         axes["c4"] = stable.value if stable else None
         if stable is not None:
@@ -268,12 +297,16 @@ class Group:
                 self._profile,
                 self._encoder,
                 list(self._axes),
-                dict.fromkeys(self._profile.main, _FLOOR),
+                {axis: self._floor(axis) for axis in self._profile.main},
                 self._cutoffs,
             )
             self._problem = ""
         except ValueError as error:
             self._problem = str(error)
+
+    def _floor(self, axis: str) -> float:
+        of_weights = axis == "c3_cka" or (axis == "c2_w2" and self._hidden)
+        return _FLOOR_OF_WEIGHTS if of_weights else _FLOOR
 
     def _search(self) -> tuple[Suspect, ...]:
         """Replicas that stand out in the remembered rounds, each prompt counted once however often it was asked."""
@@ -313,7 +346,12 @@ class Group:
         if self._encoder_failures:
             notes.append(f"the encoder gave nothing in {self._encoder_failures} rounds")
         if seen.left_out:
-            notes.append(f"{seen.left_out} sentences of this round were left out")
+            parts = "tokens" if self._profile is profiles.WHITE else "sentences"
+            notes.append(f"{seen.left_out} {parts} of this round were left out")
+        if seen.tokens_left_out:
+            notes.append(f"{seen.tokens_left_out} tokens of this round were not read")
+        if seen.reading_problem:
+            notes.append(f"nothing was read: {seen.reading_problem}")
         average = self._c4.get(seen.family)
         return Report(
             seen.index,

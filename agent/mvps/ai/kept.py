@@ -30,8 +30,14 @@ def identity(config: AiConfig, canaries: Sequence[Canary]) -> str:
     """Digest of everything that calibration depends on."""
     pace = config.pace
     asked = [dataclasses.astuple(one) for one in canaries]
-    whom = [(one.name, one.url, one.model) for one in config.replica]
-    how = (config.profile, config.encoder.url, config.encoder.model, pace.max_tokens, pace.temperature, pace.seed)
+    inside = config.whitebox
+    if inside is not None:
+        members = [(one.name, one.checkpoint, one.revision, one.device, one.dtype) for one in inside.replica]
+        whom: list[tuple[str, ...]] = [*members, (inside.layers, inside.points, str(inside.tokens))]
+    else:
+        whom = [(one.name, one.url, one.model) for one in config.replica]
+    place = config.encoder.place if config.encoder is not None else ""
+    how = (config.sees, place, config.encoder_name, pace.max_tokens, pace.temperature, pace.seed)
     cutoffs = config.calibration.cutoffs
     return hashlib.sha256(json.dumps([asked, whom, how, cutoffs]).encode()).hexdigest()
 
@@ -69,6 +75,7 @@ def _scales(kept: Any) -> Scales:
         float(kept["w2_max"]) if kept["w2_max"] is not None else None,
         _delta(*kept["delta"]) if kept["delta"] else None,
         tuple(map(str, kept["notes"])),
+        float(null) if (null := kept.get("cka_null")) is not None else None,
     )
 
 

@@ -16,22 +16,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mvps.ai.budget import Budget
 from mvps.ai.config import AiConfig
-from mvps.ai.encoder import Encoder, EncoderError, sentences
+from mvps.ai.encoder import Cloud, Clouds, EncoderError, Pointed
 from mvps.ai.group import Group, Report, Round
 from mvps.ai.prompts import Canary
-from mvps.ai.replica import Answer, Replica, Sampling
+from mvps.ai.replica import Answer, Respondent, Sampling
+from mvps.ai.whitebox import Reader
 from mvps.coherence.observation import FloatArray
 from mvps.semantic.transport import pairwise, transport
 
 # While the scales are being found, rephrasings come this often, and replays in every round.
 _CALIBRATION_FULL_EVERY = 5
-
-Cloud = NDArray[np.float64]  # sentences of one answer, (n, d)
-
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
@@ -46,16 +43,17 @@ class _Asked:
 
 
 class Probe:
-    """Asks the group; :meth:`round` once a period."""
+    """Asks the group; :meth:`round` once a period. reader: of a white-box group, whose tokens it reads too."""
 
     def __init__(
         self,
         config: AiConfig,
         canaries: Sequence[Canary],
-        replicas: Sequence[Replica],
-        encoder: Encoder,
+        replicas: Sequence[Respondent],
+        encoder: Clouds,
         group: Group,
         clock: Callable[[], float] = time.monotonic,
+        reader: Reader | None = None,
     ) -> None:
         self._pace = config.pace
         self._sampling = Sampling(config.pace.max_tokens, config.pace.temperature, config.pace.seed)
@@ -64,6 +62,7 @@ class Probe:
         self._encoder = encoder
         self._group = group
         self._clock = clock
+        self._reader = reader
         largest = len(replicas) * (2 + config.pace.rephrasings)
         self._budget = Budget(config.pace.requests_per_hour, largest, clock())
         self._index = -1
@@ -126,7 +125,7 @@ class Probe:
         self.skipped["rounds"] += 1
         return None
 
-    async def _ask(self, replica: Replica, text: str, replay: bool, words: Sequence[str]) -> _Asked:
+    async def _ask(self, replica: Respondent, text: str, replay: bool, words: Sequence[str]) -> _Asked:
         """Everything one replica is asked, one after another: two questions at once would slow each other."""
         first = await replica.ask(text, self._sampling)
         again = await replica.ask(text, self._sampling) if replay else None
@@ -157,7 +156,7 @@ class Probe:
                 [float(not _holds(a.first, canary.expect)) if a.first.outcome.comparable else np.nan for a in asked]
             )
         unrelated = self._unrelated(canary.family, firsts)
-        return Round(
+        made = Round(
             self._index,
             canary.family,
             self._index % len(self._canaries),
@@ -173,25 +172,21 @@ class Probe:
             left_out,
             failed,
         )
+        if self._reader is None:
+            return made
+        said = next((one.first.text for one in asked if one.first.outcome.comparable), "")
+        return await self._reader.read_into(made, canary.text, said)
 
     async def _clouds(self, asked: Sequence[_Asked]) -> tuple[list[list[Cloud | None]], int, bool]:
-        """Every answer as the points of its sentences, in the order of ``_Asked.all``; sentences left out; failure."""
-        parts: list[list[list[str]]] = []
-        left_out = 0
-        for one in asked:
-            row = []
-            for answer in one.all():
-                found, beyond = sentences(answer.text) if answer.outcome.comparable else ([], 0)
-                left_out += beyond
-                row.append(found)
-            parts.append(row)
-        flat = list(dict.fromkeys(text for row in parts for found in row for text in found))
+        """Every answer as a cloud, in the order of ``_Asked.all``; sentences left out; whether the encoder failed."""
+        texts = [[answer.text if answer.outcome.comparable else "" for answer in one.all()] for one in asked]
         try:
-            vectors = dict(zip(flat, await self._encoder.encode(flat), strict=True))
+            known = await self._encoder.clouds(list(dict.fromkeys(text for row in texts for text in row if text)))
         except EncoderError:
-            return [[None] * len(row) for row in parts], left_out, True
-        made = [[np.stack([vectors[text] for text in found]) if found else None for found in row] for row in parts]
-        return made, left_out, False
+            return [[None] * len(row) for row in texts], 0, True
+        pointed = [[known[text] if text else Pointed(None, 0) for text in row] for row in texts]
+        left_out = sum(one.left_out for row in pointed for one in row)
+        return [[one.cloud for one in row] for row in pointed], left_out, False
 
     def _unrelated(self, family: str, firsts: Sequence[Cloud | None]) -> FloatArray:
         """Distances of each replica's answer to its last ones in other families; this round's is kept for later."""

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import aiohttp
 
@@ -50,6 +50,17 @@ class Sampling:
     max_tokens: int = 64
     temperature: float = 0.0
     seed: int | None = None
+
+
+class Respondent(Protocol):
+    """Whoever can be asked a question: a server, or a checkpoint in this process."""
+
+    @property
+    def name(self) -> str:
+        """Of the replica, as it is reported."""
+
+    async def ask(self, prompt: str, sampling: Sampling) -> Answer:
+        """Ask once; never raises for what the replica does."""
 
 
 class Replica:

@@ -19,17 +19,19 @@ def surface_of(report: Report, group: str, baseline_id: str, mode: str) -> pb.Su
     """The surface ``ai.<group>``. baseline_id: of the calibration in use. mode: of its cut-offs."""
     surface = pb.Surface(name=f"ai.{group}", calibrated_ticks=report.done, needed_ticks=report.needed)
     vector = surface.vector
-    c1, c2, plain = (report.axes.get(axis) for axis in ("c1", "c2_w2", "c2_w2_seed"))
+    c1, c2, c3, plain = (report.axes.get(axis) for axis in ("c1", "c2_w2", "c3_cka", "c2_w2_seed"))
     if c1 is not None:
         vector.c1 = c1
     if c2 is not None:
         vector.c2 = c2
+    if c3 is not None:
+        vector.c3 = c3
     if plain is not None:
         vector.c2_plain = min(max(plain, 0.0), 1.0)  # beyond W2_max the source's form leaves its range
     if report.worst_c4 is not None:
         vector.c4 = report.worst_c4
         surface.lateral = pb.LATERAL_COHERENT_BUT_FALSE if report.brittle else pb.LATERAL_NONE
-    vector.hamiltonian = hamiltonian((c1, c2))
+    vector.hamiltonian = hamiltonian((c1, c2, c3))
     vector.farthest = report.suspects[0].replica if report.suspects else ""
     for replica, (asked, failed) in report.asked.items():
         surface.observations.add(vantage=replica, events=asked, checked=asked, violated=failed)

@@ -39,7 +39,7 @@ from mvps.broker.identity_limit import IdentityLimit
 from mvps.broker.in_work import InWork
 from mvps.broker.metrics import BrokerCollector, MetricsEndpoint
 from mvps.broker.recheck import Rechecker
-from mvps.broker.service import OPTIONS, SERVICE, AddressError, Context, Service, abort, bind
+from mvps.broker.service import OPTIONS, SERVICE, AddressError, Context, Service, abort, bind, bind_operators
 from mvps.broker.service_answers import service_rows, services_state
 from mvps.broker.service_watch import ServiceView, ServiceWatch
 from mvps.broker.settings import BrokerSettings
@@ -128,6 +128,7 @@ class Broker:
         self.streams_refused: Counter[str] = Counter()
         self._started_ns = time.time_ns()
         self._server: grpc.aio.Server | None = None
+        self._operators: grpc.aio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.metrics: MetricsEndpoint | None = None
         # Set when a defect has ended one of the broker's own tasks; ``failure`` says which.
@@ -146,12 +147,14 @@ class Broker:
         """Listen. BrokerError if the address cannot be had."""
         options = (*OPTIONS, ("grpc.max_concurrent_streams", self.settings.max_streams_per_connection))
         server = grpc.aio.server(options=options)
-        server.add_generic_rpc_handlers((Service(self, remote_queries=self.settings.remote_queries).handler(),))
+        service = Service(self, remote_queries=self.settings.remote_queries, operators=self.settings.operators)
+        server.add_generic_rpc_handlers((service.handler(),))
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         try:
             self.address = bind(server, self.settings.listen, self._tls)
+            self._operators = self._bind_operators()
         except AddressError as error:
             raise BrokerError(str(error)) from None
         if self.settings.limiter:
@@ -166,6 +169,8 @@ class Broker:
                     f'metrics cannot listen on {self.settings.metrics}: {error}; choose another address, or "" for none'
                 ) from None
         await server.start()
+        if self._operators is not None:
+            await self._operators.start()
         for service in ("", SERVICE):
             await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
         self._server = server
@@ -183,6 +188,18 @@ class Broker:
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
 
+    def _bind_operators(self) -> grpc.aio.Server | None:
+        """The server on the operators' socket, not started: a server of its own, since a call does not say on which
+        socket it came. AddressError.
+        """
+        path = self.settings.operator_socket
+        if path is None:
+            return None
+        server = grpc.aio.server(options=OPTIONS)
+        server.add_generic_rpc_handlers((Service(self, remote_queries=False, operators=None).handler(),))
+        bind_operators(server, path)
+        return server
+
     async def stop(self) -> None:
         """End the streams, commit what was taken, close the store. Idempotent."""
         for task in self._tasks:
@@ -195,6 +212,11 @@ class Broker:
             # No grace: streams never end by themselves, and what is not acknowledged is sent again.
             await self._server.stop(None)
             self._server = None
+        if self._operators is not None:
+            await self._operators.stop(None)
+            self._operators = None
+            assert self.settings.operator_socket is not None
+            self.settings.operator_socket.unlink(missing_ok=True)
         if self.metrics is not None:
             await self.metrics.stop()
         if self.flows is not None:

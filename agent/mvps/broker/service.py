@@ -2,14 +2,16 @@
 """The wire side of a broker: its address, gRPC's names for its methods, and who may ask.
 
 Streams travel as bytes, which the gate reads. Questions are answered on the broker's own host unless the settings say
-otherwise: what they tell is nobody else's business.
+otherwise: what they tell is nobody else's business. C_4 of a language model and the label that follows from it
+are for operators (:mod:`mvps.trust.withheld`): who asks on their socket, or shows a client certificate of theirs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
 
@@ -21,6 +23,7 @@ from mvps.broker.history import HistoryError
 from mvps.broker.tables import StoreError
 from mvps.trust import limits
 from mvps.trust.tls import ServerTls
+from mvps.trust.withheld import withhold
 from mvps.v1 import stream_pb2 as pb
 
 SERVICE: Final = "mvps.v1.Broker"
@@ -69,11 +72,16 @@ class Served(Protocol):
 
 
 class Service:
-    """The methods of mvps.v1.Broker for one broker. remote_queries: answer questions from other hosts too."""
+    """The methods of mvps.v1.Broker for one broker.
 
-    def __init__(self, broker: Served, *, remote_queries: bool) -> None:
+    remote_queries: answer questions from other hosts too. operators: names in client certificates that are shown what
+    is for operators; None on their own socket, where everybody is one and no snapshot is taken.
+    """
+
+    def __init__(self, broker: Served, *, remote_queries: bool, operators: Collection[str] | None) -> None:
         self._broker = broker
         self._remote_queries = remote_queries
+        self._operators = None if operators is None else frozenset(name.encode() for name in operators)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """For the server."""
@@ -93,7 +101,8 @@ class Service:
             )
             for name, (method, asked) in queries.items()
         }
-        methods["Stream"] = grpc.stream_stream_rpc_method_handler(self._broker.stream)
+        if self._operators is not None:
+            methods["Stream"] = grpc.stream_stream_rpc_method_handler(self._broker.stream)
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     async def _server_info(self, request: pb.ServerInfoRequest, context: Context) -> pb.ServerInfo:
@@ -102,14 +111,20 @@ class Service:
 
     async def _list_vantages(self, request: pb.ListVantagesRequest, context: Context) -> pb.ListVantagesResponse:
         await self._local_only(context)
-        return self._broker.vantages()
+        answer = self._broker.vantages()
+        if not self._is_operator(context):
+            answer.withheld.extend(withhold(one for vantage in answer.vantages for one in vantage.latest.surfaces))
+        return answer
 
     async def _get_history(self, request: pb.GetHistoryRequest, context: Context) -> pb.GetHistoryResponse:
         await self._local_only(context)
         try:
-            return await self._broker.history(request)
+            answer = await self._broker.history(request)
         except StoreError as error:
             await abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+        if not self._is_operator(context):
+            answer.withheld.extend(withhold(one for row in answer.rows for one in row.snapshot.surfaces))
+        return answer
 
     async def _list_bundles(self, request: pb.ListBundlesRequest, context: Context) -> pb.ListBundlesResponse:
         return await self._ask(self._broker.answers.bundles, request, context)
@@ -137,6 +152,17 @@ class Service:
         except HistoryError as error:
             await abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
 
+    def _is_operator(self, context: Context) -> bool:
+        """Whether whoever asks is shown what is for operators. A name counts in a certificate that TLS has checked."""
+        if self._operators is None:
+            return True
+        if not self._operators:
+            return False
+        shown = context.auth_context()
+        kinds = ("x509_common_name", "x509_subject_alternative_name")
+        names = {bytes(name) for kind in kinds for name in shown.get(kind, ())}
+        return not self._operators.isdisjoint(names)
+
     async def _local_only(self, context: Context) -> None:
         local = context.peer().startswith(("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D"))
         if not (local or self._remote_queries):
@@ -160,19 +186,7 @@ async def abort(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
 def bind(server: grpc.aio.Server, listen: str, tls: ServerTls | None) -> str:
     """Bind ``listen`` and return the address a client can use. A Unix socket has permissions and needs no TLS."""
     if listen.startswith("unix:"):
-        path = Path(listen.removeprefix("unix:"))
-        # gRPC replaces an existing socket without asking, also one that another broker serves.
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            if path.exists() and not path.is_socket():
-                raise AddressError(f"{path} exists and is no socket: choose another path for listen")
-            try:
-                probe.connect(str(path))
-            except (FileNotFoundError, ConnectionRefusedError):
-                pass
-            except OSError as error:
-                raise AddressError(f"cannot use {listen}: {error.strerror or error}") from None
-            else:
-                raise AddressError(f"another process serves {listen}: stop it, or listen elsewhere")
+        _make_room(Path(listen.removeprefix("unix:")), "listen")
     try:
         if tls is None or listen.startswith("unix:"):
             port = server.add_insecure_port(listen)
@@ -190,3 +204,36 @@ def bind(server: grpc.aio.Server, listen: str, tls: ServerTls | None) -> str:
         return listen
     host, _, _ = listen.rpartition(":")
     return f"{host}:{port}"
+
+
+def bind_operators(server: grpc.aio.Server, path: Path) -> None:
+    """Bind the operators' socket, for the broker's user and group; a directory with setgid gives it another group.
+
+    AddressError if it cannot be had.
+    """
+    _make_room(path, "operator_socket")
+    # Bound under this mask, so that it is never open to others, not even for a moment.
+    before = os.umask(0o117)
+    try:
+        bound = server.add_insecure_port(f"unix:{path}")
+    except RuntimeError:
+        bound = 0
+    finally:
+        os.umask(before)
+    if not bound:
+        raise AddressError(f"cannot bind {path}: is its directory there and writable? Otherwise change operator_socket")
+
+
+def _make_room(path: Path, setting: str) -> None:
+    """Refuse to take over a live socket or another file: gRPC replaces a socket without asking."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if path.exists() and not path.is_socket():
+            raise AddressError(f"{path} exists and is no socket: choose another path for {setting}")
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            pass
+        except OSError as error:
+            raise AddressError(f"cannot use {path} for {setting}: {error.strerror or error}") from None
+        else:
+            raise AddressError(f"another process serves {path}: stop it, or choose another path for {setting}")

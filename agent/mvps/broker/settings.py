@@ -85,6 +85,14 @@ class BrokerSettings(BaseModel):
     @classmethod
     def _services(cls, services: tuple[ServiceSettings, ...]) -> tuple[ServiceSettings, ...]:
         return check_services(services)
+    operator_socket: Path | None = Field(
+        None,
+        description="Unix socket, mode 0660, for questions whose answers show C_4 and the label that follows from it; "
+        "none: only certificates in operators are shown them",
+    )
+    operators: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
+        (), description="names in client certificates (common name or alternative name) that are shown the same"
+    )
 
     @field_validator("history")
     @classmethod
@@ -106,6 +114,14 @@ class BrokerSettings(BaseModel):
             raise ValueError("tls_cert and tls_key belong together")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        if self.operators and self.tls_client_ca is None:
+            raise ValueError("operators are names in client certificates, which only tls_client_ca asks for and checks")
+        return self
+
+    @model_validator(mode="after")
+    def _operators_have_a_socket_of_their_own(self) -> Self:
+        if self.operator_socket is not None and self.listen == f"unix:{self.operator_socket}":
+            raise ValueError("operator_socket and listen are one path: what is for operators needs a socket of its own")
         return self
 
     def window(self) -> Window:

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     import aiohttp
 
     from mvps.ai.config import AiConfig
-    from mvps.ai.encoder import Encoder
+    from mvps.ai.encoder import Clouds
     from mvps.ai.group import Group, Report
+    from mvps.ai.replica import Respondent
+    from mvps.ai.whitebox import LocalModel, Reader
     from mvps.v1.snapshot_pb2 import Surface
 
 
@@ -65,7 +67,8 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
         action.add_argument("--json", action="store_true", help="as one JSON object")
     for action in (probe, check, conformance):
         action.add_argument("--config", metavar="FILE", type=Path, required=True, help="settings; see mvps ai example")
-    add("example", "print settings to start from", "examples:\n  mvps ai example > ai.toml")
+    example = add("example", "print settings to start from", "examples:\n  mvps ai example > ai.toml")
+    example.add_argument("--whitebox", action="store_true", help="for checkpoints that are loaded into the process")
     parser.epilog = (
         "examples:\n"
         "  mvps ai example > ai.toml\n"
@@ -119,11 +122,55 @@ def _session(config: AiConfig) -> aiohttp.ClientSession:
     )
 
 
-def _encoder(session: aiohttp.ClientSession, config: AiConfig) -> Encoder:
-    from mvps.ai.encoder import Encoder
+def _encoder(session: aiohttp.ClientSession, config: AiConfig) -> Clouds:
+    from mvps.ai.encoder import Encoder, EncoderError
 
     named = config.encoder
-    return Encoder(session, named.url, named.model, key=_key(named.key_file), timeout_s=named.timeout_s)
+    assert named is not None
+    if named.url is not None:
+        return Encoder(session, named.url, named.model, key=_key(named.key_file), timeout_s=named.timeout_s)
+    from mvps.ai import sentence_model
+
+    try:
+        return sentence_model.load(named)
+    except EncoderError as error:
+        raise exits.Failure(exits.NOT_PERMITTED, str(error)) from None
+
+
+def _checkpoints(config: AiConfig) -> list[LocalModel]:
+    """The replicas of a white-box group, loaded."""
+    from mvps.ai import whitebox
+
+    assert config.whitebox is not None
+    try:
+        return whitebox.load_all(config.whitebox)
+    except whitebox.WhiteboxError as error:
+        raise exits.Failure(exits.NOT_PERMITTED, str(error)) from None
+
+
+def _asked(session: aiohttp.ClientSession, config: AiConfig) -> tuple[list[Respondent], Clouds, Reader | None]:
+    """Who is asked, what makes points of answers, and what reads tokens where weights are in this process."""
+    if config.whitebox is not None:
+        from mvps.ai.whitebox import LocalReplica, OwnEmbedding, Reader
+
+        models, turn = _checkpoints(config), asyncio.Lock()
+        reader = Reader(models, hidden=config.whitebox.points == "hidden", most=config.whitebox.tokens)
+        return [LocalReplica(model, turn) for model in models], OwnEmbedding(models[0]), reader
+    from mvps.ai.replica import Replica
+
+    servers: list[Respondent] = [
+        Replica(
+            session,
+            one.name,
+            one.url,
+            one.model,
+            key=_key(one.key_file),
+            timeout_s=one.timeout_s,
+            logprobs=config.profile == "grey",
+        )
+        for one in config.replica
+    ]
+    return servers, _encoder(session, config), None
 
 
 def _probe(arguments: argparse.Namespace) -> int:
@@ -138,7 +185,6 @@ async def _rounds(config: AiConfig, most: int, show: Callable[[Report], str]) ->
     from mvps.ai import kept, prompts
     from mvps.ai.group import Group
     from mvps.ai.probe import Probe
-    from mvps.ai.replica import Replica
     from mvps.ai.surface import surface_of
     from mvps.semantic import cbf, profiles
     from mvps.settings.toml_file import ConfigError
@@ -147,17 +193,17 @@ async def _rounds(config: AiConfig, most: int, show: Callable[[Report], str]) ->
         canaries = prompts.load(config.prompts).canaries()
     except ConfigError as error:
         raise exits.Failure(exits.USAGE, str(error)) from None
-    profile = profiles.GREY if config.profile == "grey" else profiles.BLACK
     limits = {cbf.POOLED: (config.c4.alarm, config.c4.watch)}
     limits |= {one.family: (one.alarm, one.watch) for one in config.limits}
     group = Group(
-        [one.name for one in config.replica],
-        profile,
-        config.encoder.model,
+        config.names,
+        profiles.PROFILES[config.sees],
+        config.encoder_name,
         limits,
         scale_ticks=config.calibration.scale_ticks,
         baseline_ticks=config.calibration.baseline_ticks,
         cutoffs=config.calibration.cutoffs,
+        hidden=config.whitebox is not None and config.whitebox.points == "hidden",
     )
     of = kept.identity(config, canaries)
     saved = _restore(config.state, of, group)
@@ -165,20 +211,8 @@ async def _rounds(config: AiConfig, most: int, show: Callable[[Report], str]) ->
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with _session(config) as session:
-        replicas = [
-            Replica(
-                session,
-                one.name,
-                one.url,
-                one.model,
-                key=_key(one.key_file),
-                timeout_s=one.timeout_s,
-                logprobs=config.profile == "grey",
-            )
-            for one in config.replica
-        ]
-        encoder = _encoder(session, config)
-        probe = Probe(config, canaries, replicas, encoder, group)
+        replicas, encoder, reader = _asked(session, config)
+        probe = Probe(config, canaries, replicas, encoder, group, reader=reader)
         done = 0
         said = ""
         due = time.monotonic()
@@ -236,7 +270,7 @@ def _keep(path: Path, content: bytes) -> bool:
 
 def _stands_ns(config: AiConfig) -> int:
     """A report stands for three periods: one lost round is no missing surface."""
-    return min(round(3e9 * (config.pace.period_s + max(one.timeout_s for one in config.replica))), 3600 * 10**9)
+    return min(round(3e9 * (config.pace.period_s + config.slowest_s)), 3600 * 10**9)
 
 
 def _tell(socket: str, surface: Surface, valid_ns: int) -> str:
@@ -287,21 +321,21 @@ def _check(arguments: argparse.Namespace) -> int:
 
 async def _ask_once(config: AiConfig) -> dict[str, dict[str, Any]]:
     from mvps.ai.encoder import EncoderError
-    from mvps.ai.replica import Replica, Sampling
+    from mvps.ai.replica import Sampling
 
     found: dict[str, dict[str, Any]] = {}
     async with _session(config) as session:
-        for one in config.replica:
-            replica = Replica(session, one.name, one.url, one.model, key=_key(one.key_file), timeout_s=one.timeout_s)
+        replicas, encoder, _ = _asked(session, config)
+        for replica in replicas:
             answer = await replica.ask("Say yes.", Sampling(config.pace.max_tokens, config.pace.temperature))
             took = f"first token after {answer.ttft_s * 1e3:.0f} ms" if answer.ttft_s is not None else ""
             status = f"status {answer.status}" if answer.status not in {0, 200} else ""
             said = ", ".join(part for part in (str(answer.outcome), status, took) if part)
-            found[one.name] = {"ok": answer.outcome.comparable, "said": said}
-        encoder = _encoder(session, config)
+            found[replica.name] = {"ok": answer.outcome.comparable, "said": said}
         try:
-            vectors = await encoder.encode(["yes", "no"])
-            found["encoder"] = {"ok": True, "said": f"{vectors.shape[1]} dimensions"}
+            cloud = (await encoder.clouds(["yes"]))["yes"].cloud
+            said = f"{cloud.shape[1]} dimensions" if cloud is not None else "no point for a word"
+            found["encoder"] = {"ok": cloud is not None, "said": said}
         except EncoderError as error:
             found["encoder"] = {"ok": False, "said": str(error)}
     return found
@@ -311,11 +345,11 @@ def _conformance(arguments: argparse.Namespace) -> int:
     from mvps.semantic.conformance import Configuration, Model, conformance
 
     config = _read(arguments.config)
-    encoder = Model(config.encoder.model, config.encoder.pipeline)
+    encoder = Model(config.encoder_name, config.encoder_pipeline)
     found = conformance(
         Configuration(
             {config.name: encoder},
-            {config.name: config.encoder.model},  # this vantage's baseline is always made with its encoder
+            {config.name: config.encoder_name},  # this vantage's baseline is always made with its encoder
             tuple(Model(one.model, one.pipeline) for one in config.rephraser),
             True,
         )
@@ -385,10 +419,10 @@ def _reports(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
             raise exits.Failure(exits.USAGE, f"{path}: not JSON lines of mvps ai probe --json") from None
 
 
-def _example(_arguments: argparse.Namespace) -> int:
-    from mvps.ai.config import EXAMPLE
+def _example(arguments: argparse.Namespace) -> int:
+    from mvps.ai.config import EXAMPLE, EXAMPLE_WHITEBOX
 
-    print(EXAMPLE, end="")
+    print(EXAMPLE_WHITEBOX if arguments.whitebox else EXAMPLE, end="")
     return exits.OK
 
 

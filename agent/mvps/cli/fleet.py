@@ -86,6 +86,7 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
         "  mvps fleet --broker unix:/run/mvps/broker.sock --json | jq .info.rejected\n"
         "  mvps fleet --tls-ca ca.pem --tls-name broker.example\n"
         "A broker answers on its own host only, unless its setting remote_queries allows others.\n"
+        "C_4 and COHERENT_BUT_FALSE are shown to operators: --broker unix:PATH with its setting operator_socket.\n"
         "exit codes: 0 all is well, 1 something needs an eye (it is marked !) or was not found, 3 no broker answers"
     )
 
@@ -356,6 +357,8 @@ def _ask(arguments: argparse.Namespace) -> tuple[ServerInfo, ListVantagesRespons
 
 def _troubles(info: ServerInfo, vantages: ListVantagesResponse) -> list[str]:
     """One line for everything that a person should look at."""
+    from mvps.v1.snapshot_pb2 import Lateral
+
     found = [f"store: {info.store_error}"] if info.store_error else []
     if info.store.removed_early:
         keeps = max(time.time_ns() - info.store.backfill_from_ns, 0) / 3600e9
@@ -382,6 +385,12 @@ def _troubles(info: ServerInfo, vantages: ListVantagesResponse) -> list[str]:
             found.append(
                 f"{vantage.vantage_id}: {vantage.decision_mismatches} decisions do not follow from its figures"
             )
+        for surface in vantage.latest.surfaces:
+            if surface.lateral == Lateral.LATERAL_COHERENT_BUT_FALSE:
+                found.append(
+                    f"{vantage.vantage_id}: {surface.name} is COHERENT_BUT_FALSE, C_4 = {surface.vector.c4:.2f}: "
+                    "check it against a golden set"
+                )
     return found + fleet_troubles(info.fleet)
 
 
@@ -465,6 +474,8 @@ def _print(target: str, info: ServerInfo, vantages: ListVantagesResponse, troubl
         print(
             "\n" + view.table([("vantage", "stream", "tick", "phase", "lead", "accepted", "rejected", "missed"), *rows])
         )
+    if vantages.withheld:
+        print("withheld: C_4 and the label that follows from it are shown on the broker's operator_socket only")
     for trouble in troubles:
         print(f"! {trouble}")
 

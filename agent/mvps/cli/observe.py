@@ -15,7 +15,7 @@ from mvps.cli import exits
 from mvps.cli.settings import add_socket_option, add_tls_options
 
 if TYPE_CHECKING:
-    from mvps.v1.local_pb2 import SnapshotRecord, StatusResponse
+    from mvps.v1.local_pb2 import ExplainResponse, SnapshotRecord, StatusResponse, TickUpdate
 
 _EXAMPLES = {
     "status": "  mvps status\n  mvps status --json | jq .stream",
@@ -120,7 +120,7 @@ def _top(arguments: argparse.Namespace) -> int:
         with agent_at(arguments.socket) as agent:
             for update in agent.Watch(pb.WatchRequest(ticks=max(arguments.ticks, 0), backlog=1)):
                 if arguments.json:
-                    print(json.dumps(view.as_json(update.snapshot)), flush=True)
+                    print(json.dumps(view.as_json(update.snapshot) | _withheld(update)), flush=True)
                 else:
                     screen.show(update, f"{update.missed} ticks not shown" if update.missed else "")
     except KeyboardInterrupt:
@@ -140,7 +140,8 @@ def _explain(arguments: argparse.Namespace) -> int:
     fleet = _fleet(arguments, broker)
     if arguments.json:
         document = view.as_json(Snapshot(tick=answer.tick, tick_time_ns=answer.tick_time_ns, surfaces=answer.surfaces))
-        print(json.dumps(document | {"sentences": list(answer.sentences), "fleet": fleet}, indent=2))
+        document |= {"sentences": list(answer.sentences), "fleet": fleet} | _withheld(answer)
+        print(json.dumps(document, indent=2))
     elif not answer.surfaces:
         print("no tick has been worked on yet")
     else:
@@ -160,6 +161,11 @@ def _explain(arguments: argparse.Namespace) -> int:
             print(sentence)
     bad = any(view.phase_of(s) in ("ALARM", "CRITICAL") for s in answer.surfaces)
     return exits.FOUND if bad else exits.OK
+
+
+def _withheld(answer: TickUpdate | ExplainResponse) -> dict[str, object]:
+    """Fields that were left out because whoever asks is no operator; nothing if none was."""
+    return {"withheld": list(answer.withheld)} if answer.withheld else {}
 
 
 def _fleet(arguments: argparse.Namespace, broker: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from mvps.v1.local_pb2 import StreamState, TickUpdate
-from mvps.v1.snapshot_pb2 import ObservationSummary, Phase, Snapshot, Surface
+from mvps.v1.snapshot_pb2 import Lateral, ObservationSummary, Phase, Snapshot, Surface
 
 _COLORS = {
     "BAU": "32",
@@ -125,7 +125,10 @@ def line(update: TickUpdate) -> str:
     for surface in snapshot.surfaces:
         name, vector = surface.name, surface.vector
         words.append(f"{name}={phase_of(surface)}")
-        words += [f"{name}.{axis}={getattr(vector, axis):.4f}" for axis in ("c1", "c2", "c3") if vector.HasField(axis)]
+        axes = (axis for axis in ("c1", "c2", "c3", "c4") if vector.HasField(axis))
+        words += [f"{name}.{axis}={getattr(vector, axis):.4f}" for axis in axes]
+        if surface.lateral == Lateral.LATERAL_COHERENT_BUT_FALSE:
+            words.append(f"{name}.lateral=COHERENT_BUT_FALSE")
         words.append(f"{name}.h={vector.hamiltonian:.4f}")
         if surface.HasField("decision"):
             words += [f"{name}.d2={surface.decision.d2:.3f}", f"{name}.phi_d={surface.decision.phi_d:.4f}"]
@@ -203,6 +206,10 @@ def _axes(surface: Surface) -> str:
         f"{label} {getattr(vector, axis):.4f}" if vector.HasField(axis) else f"{label}   -   "
         for label, axis in (("C_1", "c1"), ("C_2", "c2"), ("C_3", "c3"))
     ]
+    if vector.HasField("c4"):
+        words.append(f"C_4 {vector.c4:.4f}")
+    if surface.lateral == Lateral.LATERAL_COHERENT_BUT_FALSE:
+        words.append("COHERENT_BUT_FALSE")
     missing = f"  missing: {', '.join(surface.missing)}" if surface.missing else ""
     return "  ".join(words) + f"  H {vector.hamiltonian:.4f}" + missing
 

@@ -275,6 +275,11 @@ class MetricsSection(_Section):
     address: Address = _setting(
         "127.0.0.1:9465", "Where /metrics listens. Empty: off. Keep it on loopback.", reload=True
     )
+    lateral: bool = _setting(
+        False,
+        "Also export C_4 and the label that follows from it (001 sec. 28): whoever may scrape then reads them.",
+        reload=True,
+    )
 
 
 class LocalSection(_Section):
@@ -282,6 +287,20 @@ class LocalSection(_Section):
 
     socket: AbsolutePath = _setting("/run/mvps/agent.sock", "Unix socket, mode 0660.")
     group: str = _setting("", "Group that may use the socket. Empty: the agent's own group.")
+    operator_socket: OptionalPath = _setting(
+        "", "Unix socket where C_4 and the label that follows from it are shown. Empty: nowhere on this host."
+    )
+    operator_group: str = _setting(
+        "", "Group that may use that one, mode 0660. Empty: the agent's user and root only, mode 0600."
+    )
+
+    @model_validator(mode="after")
+    def _two_sockets(self) -> Self:
+        if self.operator_socket == self.socket:
+            raise ValueError("operator_socket and socket are one path: what is for operators needs a socket of its own")
+        if self.operator_group and not self.operator_socket:
+            raise ValueError("operator_group needs operator_socket")
+        return self
 
 
 class LogSection(_Section):
@@ -428,6 +447,8 @@ def _choices(field: FieldInfo) -> list[str]:
 
 
 def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
     if isinstance(value, str):

@@ -4,6 +4,9 @@
 Synchronous gRPC with a few threads: they sleep until a request or a new tick comes, and only read published
 state, so the tick thread never waits for them. Whoever may open the socket (mode 0660, owner and group)
 may also accept baselines, reload, and report surfaces.
+
+A second socket, if one is set, is for operators: there, and there only, C_4 and the lateral label of a surface that
+watches a language model are shown (:mod:`mvps.trust.withheld`). The kernel says who may open which.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from mvps.daemon import metrics
 from mvps.daemon.explain import sentence
 from mvps.daemon.service import Agent
 from mvps.daemon.state import AgentState
+from mvps.trust.withheld import FIELDS, withhold
 from mvps.v1 import local_pb2 as pb
 from mvps.v1 import local_pb2_grpc
 from mvps.v1.snapshot_pb2 import LossTotals, Phase
@@ -33,6 +37,8 @@ WORKERS = MAX_WATCHERS + 2
 # How often a watcher with nothing to see looks whether its client is still there.
 IDLE_SECONDS = 5.0
 
+_WITHHELD = "C_4 and the label that follows from it are shown to operators: ask on [local] operator_socket."
+
 
 class LocalApiError(Exception):
     """The socket cannot be served; the message says what to do."""
@@ -41,14 +47,16 @@ class LocalApiError(Exception):
 class LocalApi:
     """Serves one agent on ``path`` until :meth:`close`.
 
-    group: name of the group that may connect, "" for the process's own.
+    group: name of the group that may connect, "" for the process's own. operators: whether the socket is theirs, and
+    shows what others are not shown; without a group only its owner may then connect.
     """
 
-    def __init__(self, agent: Agent, path: Path, group: str = ""):
+    def __init__(self, agent: Agent, path: Path, group: str = "", *, operators: bool = False):
         self._path = path
         self._published = agent.published
+        setting = "operator_socket" if operators else "socket"
         gid = _group_id(group) if group else -1
-        _make_room(path)
+        _make_room(path, setting)
         pool = futures.ThreadPoolExecutor(WORKERS, thread_name_prefix="mvps-local")
         self._server = grpc.server(
             pool,
@@ -56,21 +64,22 @@ class LocalApi:
             options=[("grpc.max_receive_message_length", 64 * 1024), ("grpc.so_reuseport", 0)],
         )
         local_pb2_grpc.add_LocalServicer_to_server(  # type: ignore[no-untyped-call]
-            _Local(agent), self._server
+            _Local(agent, operators), self._server
         )
         # The socket is bound under this mask, so it is never open to others, not even for a moment.
-        before = os.umask(0o117)
+        before = os.umask(0o177 if operators else 0o117)
         try:
             self._server.add_insecure_port(f"unix:{path}")
         except RuntimeError:
             raise LocalApiError(
-                f"cannot bind {path}: is its directory there and writable? Set [local] socket to another path"
+                f"cannot bind {path}: is its directory there and writable? Set [local] {setting} to another path"
             ) from None
         finally:
             os.umask(before)
         if gid >= 0:
             try:
                 os.chown(path, -1, gid)
+                os.chmod(path, 0o660)  # not before the group is the right one
             except OSError as error:
                 raise LocalApiError(
                     f"cannot give {path} to group {group}: {error.strerror}; run the agent as a member of it"
@@ -93,7 +102,7 @@ def _group_id(name: str) -> int:
         ) from None
 
 
-def _make_room(path: Path) -> None:
+def _make_room(path: Path, setting: str) -> None:
     """Refuse to take over a live socket or another file. gRPC itself replaces a socket that nobody serves."""
     import socket
 
@@ -104,7 +113,7 @@ def _make_room(path: Path) -> None:
     except OSError as error:
         raise LocalApiError(f"cannot look at {path}: {error.strerror}") from None
     if not stat.S_ISSOCK(mode):
-        raise LocalApiError(f"{path} exists and is no socket; remove it, or set [local] socket to another path")
+        raise LocalApiError(f"{path} exists and is no socket; remove it, or set [local] {setting} to another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))
@@ -113,7 +122,7 @@ def _make_room(path: Path) -> None:
         except OSError as error:
             raise LocalApiError(f"cannot connect to the old socket {path}: {error.strerror}") from None
         else:
-            raise LocalApiError(f"another agent answers on {path}; stop it, or set [local] socket to another path")
+            raise LocalApiError(f"another agent answers on {path}; stop it, or set [local] {setting} to another path")
 
 
 def tick_update(state: AgentState, missed: int = 0) -> pb.TickUpdate:
@@ -156,8 +165,11 @@ def status(state: AgentState) -> pb.StatusResponse:
     return response
 
 
-def explanation(state: AgentState, surface: str = "") -> pb.ExplainResponse:
-    """Decisions with their sentences, for one surface or all. KeyError for an unknown one."""
+def explanation(state: AgentState, surface: str, operator: bool) -> pb.ExplainResponse:
+    """Decisions with their sentences, for one surface or, with "", all. KeyError for an unknown one.
+
+    operator: whether whoever asks is shown what others are not.
+    """
     chosen = [s for s in state.snapshot.surfaces if surface in ("", s.name)]
     if surface and not chosen:
         raise KeyError(f'no surface "{surface}"; there are {", ".join(s.name for s in state.snapshot.surfaces)}')
@@ -165,9 +177,12 @@ def explanation(state: AgentState, surface: str = "") -> pb.ExplainResponse:
         tick=state.snapshot.tick,
         tick_time_ns=state.snapshot.tick_time_ns,
         surfaces=chosen,
-        sentences=[_with_problem(sentence(s), state.problems.get(s.name, "")) for s in chosen],
     )
-    for copy in response.surfaces:
+    left_out = [[] if operator else withhold([copy]) for copy in response.surfaces]
+    response.withheld.extend(name for name in FIELDS if any(name in names for names in left_out))
+    for copy, names in zip(response.surfaces, left_out, strict=True):
+        text = _with_problem(sentence(copy), state.problems.get(copy.name, ""))
+        response.sentences.append(f"{text} {_WITHHELD}" if names else text)
         for observation in copy.observations:
             for hashed in observation.objects.hashes:
                 if name := state.names.get(hashed, ""):
@@ -187,8 +202,9 @@ def _vantages(state: AgentState) -> list[pb.VantageState]:
 
 
 class _Local(local_pb2_grpc.LocalServicer):
-    def __init__(self, agent: Agent):
+    def __init__(self, agent: Agent, operators: bool):
         self._agent = agent
+        self._operators = operators
         self._watchers = threading.BoundedSemaphore(MAX_WATCHERS)
 
     def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusResponse:  # noqa: N802
@@ -200,14 +216,14 @@ class _Local(local_pb2_grpc.LocalServicer):
         backlog = published.recent(request.backlog) if request.backlog else []
         for state in backlog[: request.ticks or None]:
             sent += 1
-            yield tick_update(state)
+            yield self._shown(tick_update(state))
         for newest, state in self._changes(context, version):
             if request.ticks and sent >= request.ticks:
                 return
             missed += max(newest - version - 1, 0)
             version = newest
             sent += 1
-            yield tick_update(state, missed)
+            yield self._shown(tick_update(state, missed))
             if request.ticks and sent >= request.ticks:
                 return
 
@@ -230,7 +246,7 @@ class _Local(local_pb2_grpc.LocalServicer):
 
     def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainResponse:  # noqa: N802
         try:
-            return explanation(self._agent.published.state, request.surface)
+            return explanation(self._agent.published.state, request.surface, self._operators)
         except KeyError as error:
             context.abort(grpc.StatusCode.NOT_FOUND, str(error.args[0]))
             raise  # abort() raises already
@@ -253,6 +269,12 @@ class _Local(local_pb2_grpc.LocalServicer):
     ) -> pb.ReportSurfaceResponse:
         problem = self._agent.reported.take(request.surface, request.valid_ns)
         return pb.ReportSurfaceResponse(taken=not problem, detail=problem)
+
+    def _shown(self, update: pb.TickUpdate) -> pb.TickUpdate:
+        """The update as this socket's callers may see it."""
+        if not self._operators:
+            update.withheld.extend(withhold(update.snapshot.surfaces))
+        return update
 
     def _changes(self, context: grpc.ServicerContext, version: int) -> Iterator[tuple[int, AgentState]]:
         """States as they are published, until client or server ends the call."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mvps.probes.cost import RunTotals
 
 CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-AXES = ("c1", "c2", "c3", "c2_plain", "c4")
+AXES = ("c1", "c2", "c3", "c2_plain")
 PHASES = ("CALIBRATING", "BAU", "WATCH", "ALARM", "CRITICAL", "SHIFTED")
 LATERALS = ("NONE", "COHERENT_BUT_FALSE")
 VANTAGE_STATES = ("ok", "degraded", "failed")
@@ -37,22 +37,24 @@ REQUEST_SECONDS = 2.0
 Labels = Mapping[str, str]
 
 
-def render(state: AgentState, programs: Mapping[str, RunTotals] | None = None) -> str:
+def render(state: AgentState, programs: Mapping[str, RunTotals] | None = None, *, lateral: bool = False) -> str:
     """The whole exposition, ended by ``# EOF``.
 
     programs: ``signal/program`` -> totals, while the kernel counts them; None or empty leaves those families out.
+    lateral: whether C_4 and the label that follows from it are exported too. Whoever may scrape is no operator by that
+    alone, so that it is for the settings to say.
     """
-    return "\n".join((*_lines(state, programs or {}), "# EOF", ""))
+    return "\n".join((*_lines(state, programs or {}, lateral), "# EOF", ""))
 
 
-def _lines(state: AgentState, programs: Mapping[str, RunTotals]) -> Iterator[str]:
+def _lines(state: AgentState, programs: Mapping[str, RunTotals], lateral: bool) -> Iterator[str]:
     yield from _family("mvps_build", "info", "Version of the running agent.")
     yield _sample("mvps_build_info", {"version": state.version, "vantage_id": state.vantage_id}, 1)
 
     surfaces = state.snapshot.surfaces
     yield from _family("mvps_coherence", "gauge", "Coherence axes of the last tick, 1 is coherent.")
     for surface in surfaces:
-        for axis in AXES:
+        for axis in (*AXES, "c4") if lateral else AXES:
             if surface.vector.HasField(axis):
                 labels = {"surface": surface.name, "axis": axis}
                 yield _sample("mvps_coherence", labels, getattr(surface.vector, axis))
@@ -69,9 +71,13 @@ def _lines(state: AgentState, programs: Mapping[str, RunTotals]) -> Iterator[str
     yield from _family("mvps_phase", "stateset", "Phase of each surface after hysteresis.")
     for surface in surfaces:
         yield from _states("mvps_phase", {"surface": surface.name}, PHASES, phase_name(surface))
+    watched = [surface for surface in surfaces if surface.lateral or surface.vector.HasField("c4")]
+    yield from _family("mvps_lateral_withheld", "gauge", "1 while C_4 and mvps_lateral of a surface are not exported.")
+    for surface in watched:
+        yield _sample("mvps_lateral_withheld", {"surface": surface.name}, int(not lateral))
     yield from _family("mvps_lateral", "stateset", "Label beside the phase, where a language model is watched.")
-    for surface in surfaces:
-        if surface.lateral:
+    if lateral:
+        for surface in (one for one in watched if one.lateral):
             label = Lateral.Name(surface.lateral).removeprefix("LATERAL_")
             yield from _states("mvps_lateral", {"surface": surface.name}, LATERALS, label)
     yield from _family("mvps_s", "gauge", "Largest standardised own distance of a surface.")

@@ -242,7 +242,7 @@ class Agent:
 
     def exposition(self) -> str:
         """The OpenMetrics text of now."""
-        return render(self.published.state, self._counted_programs())
+        return render(self.published.state, self._counted_programs(), lateral=self.settings.metrics.lateral)
 
     def _counted_programs(self) -> dict[str, RunTotals]:
         """Our programs' run totals if the kernel has counted since the last call, else nothing."""

@@ -54,18 +54,18 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A put-together agent that has not ticked yet, and its local API (None when no socket is set)."""
+    """A put-together agent that has not ticked yet, and its local API: for everybody who may, and for operators."""
 
     agent: Agent
-    local_api: LocalApi | None
+    local_apis: tuple[LocalApi, ...]
 
     def run(self) -> None:
         """Tick until stopped, then close everything."""
         try:
             self.agent.run()
         finally:
-            if self.local_api:
-                self.local_api.close()
+            for api in self.local_apis:
+                api.close()
 
 
 def attach(settings: Config) -> VantageSet:
@@ -120,11 +120,17 @@ def start(settings: Config, config_path: str = "", *, notifier: Notifier | None 
         # Without a broker nothing leaves the host, and a key of this run's own is as good as any.
         hasher = ObjectHasher(identity.key if identity else SecretKey(secrets.token_bytes(32), Kind.HOST))
         agent = Agent(settings, config_path, vantages, uplink, models, surfaces, saver, hasher, notifier)
-        local_api = None
+        local_apis: list[LocalApi] = []
         if serve:
+            local = settings.local
             try:
-                local_api = LocalApi(agent, Path(settings.local.socket), settings.local.group)
-                undo.callback(local_api.close)
+                local_apis.append(LocalApi(agent, Path(local.socket), local.group))
+                undo.callback(local_apis[-1].close)
+                if local.operator_socket:
+                    local_apis.append(
+                        LocalApi(agent, Path(local.operator_socket), local.operator_group, operators=True)
+                    )
+                    undo.callback(local_apis[-1].close)
                 agent.start_metrics()
             except (LocalApiError, OSError) as error:
                 raise StartError(Cause.SETTINGS, str(error)) from None
@@ -134,7 +140,7 @@ def start(settings: Config, config_path: str = "", *, notifier: Notifier | None 
         surfaces=list(surfaces), broker=settings.broker.target, key_id=uplink.key_id,
         metrics=settings.metrics.address if serve else "", loader=chosen(settings.vantages.loader),
     )  # fmt: skip
-    return Started(agent, local_api)
+    return Started(agent, tuple(local_apis))
 
 
 def _state_directory(settings: Config) -> Path | None:
