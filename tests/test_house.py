@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "limiter": {"probes", "trust"},
     "broker": {"coherence", "coupling", "limiter", "robust", "trust", "v1"},
     "cost": {"limiter", "probes", "trust", "v1"},
-    "daemon": {"coherence", "probes", "settings", "stream", "trust", "vantages", "v1"},
+    "daemon": {"coherence", "probes", "settings", "stream", "surplus", "trust", "vantages", "v1"},
     "cli": {
         "ai",
         "broker",

@@ -5,25 +5,54 @@ from __future__ import annotations
 
 import contextlib
 import grp
+import json
 import os
+import queue
 import socket
 import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from mvps.daemon.config import Config
 from mvps.daemon.local_api import MAX_WATCHERS, LocalApi, LocalApiError
 from mvps.daemon.service import Agent
+from mvps.surplus.packets import Cap, Chain, parse
 from mvps.v1 import local_pb2 as pb
 from mvps.v1 import local_pb2_grpc
 from mvps.v1.snapshot_pb2 import Decision, Lateral, Phase, Snapshot, Surface
 
 C4 = 0.4142135623730951
+
+
+def cap() -> Cap:
+    """A packet of now."""
+    plain = {
+        "ts": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        "tenant": "acme",
+        "session": "sha256:" + "0" * 64,
+        "model": "small",
+        "theta": None,
+        "phi": None,
+        "iT": None,
+        "L": {"dlp": 0.1, "progress": 0.0},
+        "Gamma": {"drift": 0.0},
+        "lambda": 0.4,
+        "kl_used": 0.002,
+        "kl_budget": 0.01,
+        "dlogits_l2": 0.1,
+        "steps": 20,
+        "action": {"type": "token"},
+        "candidates": 8,
+        "state": "Green",
+    }
+    return parse(json.dumps(plain).encode(), Cap)
 
 
 @pytest.fixture
@@ -241,6 +270,57 @@ def test_the_operators_socket_is_for_its_owner_alone(agent: Agent, path: Path) -
     api = LocalApi(agent, path, operators=True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     api.close()
+
+
+def test_an_engine_streams_packets_and_is_told_how_hard_to_push(stub: Any, agent: Agent, ticks: Any) -> None:
+    assert stub.SurplusStatus(pb.SurplusStatusRequest(), timeout=5) == pb.SurplusStatusResponse()
+    chain, line = Chain.begin("engine-1").append(cap())
+    sent: queue.SimpleQueue[pb.SurplusBatch | None] = queue.SimpleQueue()
+    answers = stub.Surplus(iter(sent.get, None), timeout=20)
+    sent.put(pb.SurplusBatch(chain="engine-1", lines=[line]))
+    first = next(answers)
+    assert (first.length, [one.tenant for one in first.tenants]) == (1, ["acme"])
+    agent.work(ticks.next())
+    snapshot = agent.published.state.snapshot
+    assert json.loads(snapshot.extensions["mvps.surplus/heads"])[0]["head"] == chain.head
+    assert "mvps_engine_packets_total 1" in agent.exposition()
+    sent.put(pb.SurplusBatch())
+    assert next(answers).length == 1
+    assert stub.SurplusStatus(pb.SurplusStatusRequest(), timeout=5).engines[0].connected
+    sent.put(None)
+    assert list(answers) == []
+    assert not stub.SurplusStatus(pb.SurplusStatusRequest(), timeout=5).engines[0].connected
+
+
+def test_a_stream_that_breaks_the_rules_ends_and_says_why(stub: Any) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stub.Surplus(iter([pb.SurplusBatch(chain="a b")]), timeout=20))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "a chain's name" in caught.value.details()
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stub.Surplus(iter([pb.SurplusBatch(chain="e"), pb.SurplusBatch(lines=[b"{}"])]), timeout=20))
+    assert "does not follow" in caught.value.details()
+    assert dict(stub.SurplusStatus(pb.SurplusStatusRequest(), timeout=5).refused) == {"chain": 1, "name": 1}
+
+
+def test_engines_beyond_the_limit_are_refused_and_none_are_taken_where_it_is_zero(
+    make_agent: Callable[..., Agent], tmp_path: Path
+) -> None:
+    for most, code in ((1, grpc.StatusCode.RESOURCE_EXHAUSTED), (0, grpc.StatusCode.FAILED_PRECONDITION)):
+        path = tmp_path / f"agent-{most}.sock"
+        api = LocalApi(make_agent(Config.model_validate({"engines": {"max_streams": most}})), path)
+        with grpc.insecure_channel(f"unix:{path}") as channel:
+            stub = local_pb2_grpc.LocalStub(channel)  # type: ignore[no-untyped-call]
+            sent: queue.SimpleQueue[pb.SurplusBatch | None] = queue.SimpleQueue()
+            if most:
+                held = stub.Surplus(iter(sent.get, None), timeout=20)
+                sent.put(pb.SurplusBatch(chain="first"))
+                next(held)
+            with pytest.raises(grpc.RpcError) as caught:
+                list(stub.Surplus(iter([pb.SurplusBatch(chain="more")]), timeout=20))
+            assert caught.value.code() is code
+            sent.put(None)
+        api.close()
 
 
 def test_the_socket_is_for_owner_and_group_only(api: LocalApi, path: Path) -> None:

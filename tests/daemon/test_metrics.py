@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from mvps.daemon import config
-from mvps.daemon.metrics import CONTENT_TYPE, MetricsServer, render
+from mvps.daemon.metrics import CONTENT_TYPE, TENANT_STATES, MetricsServer, render
 from mvps.daemon.service import Agent
-from mvps.daemon.state import Histogram
+from mvps.daemon.state import EngineFigures, Histogram, TenantFigures
+from mvps.surplus.packets import State
 from mvps.v1.snapshot_pb2 import CoherenceVector, Lateral, Surface
 
 _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
@@ -134,6 +135,23 @@ def test_label_values_are_escaped(state: Any) -> None:
 def test_every_metric_is_in_the_operations_manual(state: Any) -> None:
     manual = (Path(__file__).parents[2] / "docs/operations.md").read_text()
     for name in parse(render(state)):
+        assert re.search(rf"\b{name}\b", manual), name
+
+
+def test_engines_and_tenants_are_shown_once_an_engine_has_connected(state: Any) -> None:
+    assert not any("engine" in name or "tenant" in name for name in parse(render(state)))
+    tenants = {"acme": TenantFigures(0.5, 0.008, 0.4, "Caution"), "other": TenantFigures(0.4, 0.01, None, "Green")}
+    families = parse(render(replace(state, engines=EngineFigures(1, 42, {"chain": 2}, tenants))))
+    assert families["mvps_engines_connected"].samples == [("", {}, 1.0)]
+    assert families["mvps_engine_packets"].samples == [("_total", {}, 42.0)]
+    assert families["mvps_engine_refused"].samples == [("_total", {"cause": "chain"}, 2.0)]
+    assert ("", {"tenant": "acme"}, 0.5) in families["mvps_tenant_lambda"].samples
+    assert families["mvps_tenant_xi"].samples == [("", {"tenant": "acme"}, 0.4)], "what is not known is absent"
+    on = {lb["tenant"]: lb["mvps_tenant_state"] for _, lb, v in families["mvps_tenant_state"].samples if v}
+    assert on == {"acme": "Caution", "other": "Green"}
+    assert set(TENANT_STATES) == {one.value for one in State}
+    manual = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+    for name in families:
         assert re.search(rf"\b{name}\b", manual), name
 
 

@@ -17,6 +17,7 @@ from mvps.surplus.packets import (
     MAX_LINE_BYTES,
     Cap,
     Chain,
+    ChainError,
     Credit,
     FallbackCause,
     HealthMinute,
@@ -25,8 +26,11 @@ from mvps.surplus.packets import (
     Policy,
     State,
     follow,
+    heads_digest,
     parse,
     payout,
+    record_header,
+    recorded_chain,
     render,
     salted,
     schema,
@@ -302,3 +306,37 @@ def test_the_models_have_the_right_kinds() -> None:
         "credit.v1": Credit,
     }
     assert read(CAP).ts == datetime(2025, 9, 7, 12, 34, 56, tzinfo=UTC)
+
+
+def test_a_line_that_does_not_follow_is_told_from_one_that_holds_something_else() -> None:
+    _, written = lines(2)
+    with pytest.raises(ChainError):
+        follow(Chain.begin("engine-1"), written[1:], Cap)
+    with pytest.raises(PacketError) as caught:
+        follow(Chain.begin("engine-1"), [written[0].replace(b'"acme"', b'"a b"')], Cap)
+    assert not isinstance(caught.value, ChainError)
+    assert "line 0 of the chain engine-1: not a Cap: tenant" in str(caught.value)
+
+
+def test_heads_are_one_hash_whatever_their_order() -> None:
+    one = heads_digest({"a": HASH, "b": HASH})
+    assert one == heads_digest({"b": HASH, "a": HASH})
+    assert len({one, heads_digest({}), heads_digest({"a": HASH}), heads_digest({"ab": HASH, "": HASH})}) == 4
+    assert read({**HEALTH, "cap_head": one})
+
+
+@pytest.mark.parametrize("name", ["engine-1", "host/vllm/7f3a.2", "x" * 64])
+def test_a_record_says_which_chain_its_lines_are_of(name: str) -> None:
+    header = record_header(name)
+    assert recorded_chain(header) == Chain.begin(name)
+    assert json.loads(header) == {"chain": name}
+    assert recorded_chain(lines(1)[1][0]) is None
+    assert recorded_chain(header[:-1]) is None
+
+
+@pytest.mark.parametrize("name", ["", "a b", 'a"', "x" * 65, "é"])
+def test_a_chain_of_no_name_is_none(name: str) -> None:
+    with pytest.raises(PacketError, match="chain's name"):
+        record_header(name)
+    with pytest.raises(PacketError, match="chain's name"):
+        recorded_chain(b'{"chain":"%b"}' % name.encode())

@@ -44,6 +44,7 @@ VERBS = (
     Verb("cost", "cost", "what brokers, AI vantages and floods cost; or, live, what the programs cost the kernel"),
     Verb("simulate", "simulate", "examples and experiments of the sources: a hijack with liars, a queue under load"),
     Verb("ai", "ai", "ask a language model's replicas the same questions and watch how coherent they are"),
+    Verb("surplus", "surplus", "what serving engines on this host are told, and records of what they did"),
     Verb("config", "config", "print or check settings"),
     Verb("key", "key", "make, show and rotate keys"),
     Verb("enroll", "enroll", "ask for a host's admission, or approve it"),

@@ -303,6 +303,14 @@ class LocalSection(_Section):
         return self
 
 
+class EnginesSection(_Section):
+    """Serving engines on this host that send audit packets and ask how hard to push (docs/surplus.md)."""
+
+    max_streams: int = _setting(
+        8, "Engines that may be connected at a time, over local.socket. 0: none.", unit="at most 16", ge=0, le=16
+    )
+
+
 class LogSection(_Section):
     """Log on standard error."""
 
@@ -332,6 +340,7 @@ class Config(_Section):
     spool: SpoolSection = SpoolSection()
     metrics: MetricsSection = MetricsSection()
     local: LocalSection = LocalSection()
+    engines: EnginesSection = EnginesSection()
     log: LogSection = LogSection()
     privacy: PrivacySection = PrivacySection()
 

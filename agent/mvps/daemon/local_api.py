@@ -30,9 +30,9 @@ from mvps.v1 import local_pb2 as pb
 from mvps.v1 import local_pb2_grpc
 from mvps.v1.snapshot_pb2 import LossTotals, Phase
 
-# Each watcher holds one thread; two more are left for short calls.
+# Each watcher and each engine holds one thread; two more are left for short calls.
 MAX_WATCHERS = 6
-WORKERS = MAX_WATCHERS + 2
+SHORT_CALLS = 2
 
 # How often a watcher with nothing to see looks whether its client is still there.
 IDLE_SECONDS = 5.0
@@ -57,10 +57,11 @@ class LocalApi:
         setting = "operator_socket" if operators else "socket"
         gid = _group_id(group) if group else -1
         _make_room(path, setting)
-        pool = futures.ThreadPoolExecutor(WORKERS, thread_name_prefix="mvps-local")
+        workers = MAX_WATCHERS + agent.settings.engines.max_streams + SHORT_CALLS
+        pool = futures.ThreadPoolExecutor(workers, thread_name_prefix="mvps-local")
         self._server = grpc.server(
             pool,
-            maximum_concurrent_rpcs=4 * WORKERS,
+            maximum_concurrent_rpcs=4 * workers,
             options=[("grpc.max_receive_message_length", 64 * 1024), ("grpc.so_reuseport", 0)],
         )
         local_pb2_grpc.add_LocalServicer_to_server(  # type: ignore[no-untyped-call]
@@ -275,6 +276,32 @@ class _Local(local_pb2_grpc.LocalServicer):
         if not self._operators:
             update.withheld.extend(withhold(update.snapshot.surfaces))
         return update
+
+    def Surplus(  # noqa: N802
+        self, requests: Iterator[pb.SurplusBatch], context: grpc.ServicerContext
+    ) -> Iterator[pb.SurplusControl]:
+        if not self._agent.settings.engines.max_streams:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this agent takes no engines ([engines] max_streams)")
+        from mvps.daemon.engines import Refused  # loaded when there is an engine
+
+        engines = self._agent.engines()
+        stream = None
+        try:
+            for batch in requests:
+                if stream is None:
+                    stream = engines.open(batch.chain)
+                yield engines.take(stream, batch)
+        except Refused as refused:
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED if refused.full else grpc.StatusCode.INVALID_ARGUMENT
+            context.abort(code, str(refused))
+        finally:
+            if stream is not None:
+                engines.close(stream)
+
+    def SurplusStatus(  # noqa: N802
+        self, request: pb.SurplusStatusRequest, context: grpc.ServicerContext
+    ) -> pb.SurplusStatusResponse:
+        return self._agent.engine_status()
 
     def _changes(self, context: grpc.ServicerContext, version: int) -> Iterator[tuple[int, AgentState]]:
         """States as they are published, until client or server ends the call."""

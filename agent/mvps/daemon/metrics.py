@@ -2,7 +2,8 @@
 """OpenMetrics 1.0 text of the agent's state, served on a loopback port.
 
 Rendered only when somebody asks, from the published :class:`~mvps.daemon.state.AgentState`. Labels are
-surfaces, axes, vantages and causes: all from fixed lists, so the number of series does not grow with load.
+surfaces, axes, vantages and causes: all from fixed lists, and tenants, of which there are at most 32, so that the
+number of series does not grow with load.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mvps.daemon.config import split_address
-from mvps.daemon.state import AgentState, Distribution
+from mvps.daemon.state import AgentState, Distribution, EngineFigures
 from mvps.v1.snapshot_pb2 import Lateral, Phase, Surface
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ AXES = ("c1", "c2", "c3", "c2_plain")
 PHASES = ("CALIBRATING", "BAU", "WATCH", "ALARM", "CRITICAL", "SHIFTED")
 LATERALS = ("NONE", "COHERENT_BUT_FALSE")
 VANTAGE_STATES = ("ok", "degraded", "failed")
+TENANT_STATES = ("Green", "Caution", "Action", "Emergency")
 
 # A scraper that does not speak for this long loses its turn; requests are served one at a time.
 REQUEST_SECONDS = 2.0
@@ -175,11 +177,38 @@ def _lines(state: AgentState, programs: Mapping[str, RunTotals], lateral: bool) 
         for program, totals in programs.items():
             yield _sample("mvps_program_run_seconds_total", {"program": program}, totals.ns / 1e9)
 
+    if state.engines is not None:
+        yield from _engines(state.engines)
+
     usage = process_usage()
     yield from _family("mvps_agent_cpu_seconds", "counter", "CPU time of the agent, user and system.", "seconds")
     yield _sample("mvps_agent_cpu_seconds_total", {}, usage.cpu_seconds)
     yield from _family("mvps_agent_resident_bytes", "gauge", "Resident memory of the agent.", "bytes")
     yield _sample("mvps_agent_resident_bytes", {}, usage.resident_bytes)
+
+
+def _engines(engines: EngineFigures) -> Iterator[str]:
+    """Tenants are at most minutes.MAX_TENANTS."""
+    yield from _family("mvps_engines_connected", "gauge", "Serving engines whose stream is open.")
+    yield _sample("mvps_engines_connected", {}, engines.connected)
+    yield from _family("mvps_engine_packets", "counter", "Audit packets whose chain was verified.")
+    yield _sample("mvps_engine_packets_total", {}, engines.packets)
+    yield from _family("mvps_engine_refused", "counter", "Streams, packets and figures that did not count, by cause.")
+    for cause, count in engines.refused.items():
+        yield _sample("mvps_engine_refused_total", {"cause": cause}, count)
+    yield from _family("mvps_tenant_lambda", "gauge", "How hard engines are told to push.")
+    for name, tenant in engines.tenants.items():
+        yield _sample("mvps_tenant_lambda", {"tenant": name}, tenant.lam)
+    yield from _family("mvps_tenant_kl_budget", "gauge", "Budget of the trust region in nats a token.")
+    for name, tenant in engines.tenants.items():
+        yield _sample("mvps_tenant_kl_budget", {"tenant": name}, tenant.kl_budget)
+    yield from _family("mvps_tenant_xi", "gauge", "Xi of the last minute, where it is known.")
+    for name, tenant in engines.tenants.items():
+        if tenant.xi is not None:
+            yield _sample("mvps_tenant_xi", {"tenant": name}, tenant.xi)
+    yield from _family("mvps_tenant_state", "stateset", "Band of each tenant.")
+    for name, tenant in engines.tenants.items():
+        yield from _states("mvps_tenant_state", {"tenant": name}, TENANT_STATES, tenant.state)
 
 
 def phase_name(surface: Surface) -> str:

@@ -30,13 +30,14 @@ from mvps.daemon.reported import ReportedSurfaces
 from mvps.daemon.snapshot import Composer
 from mvps.daemon.state import AgentState, Histogram, Published
 from mvps.settings.toml_file import ConfigError
-from mvps.v1.local_pb2 import SnapshotRecord, StreamState
+from mvps.v1.local_pb2 import SnapshotRecord, StreamState, SurplusStatusResponse
 from mvps.v1.snapshot_pb2 import Snapshot
 
 if TYPE_CHECKING:
     from mvps.coherence.baseline import Baseline
     from mvps.coherence.model import TickResult
     from mvps.coherence.observation import Observation
+    from mvps.daemon.engines import Engines
     from mvps.probes.cost import RunTotals
     from mvps.vantages.registry import VantageState
 
@@ -176,6 +177,8 @@ class Agent:
         self.config_path = config_path
         self.uplink = uplink
         self.reported = ReportedSurfaces()
+        self._engines: Engines | None = None
+        self._engines_lock = threading.Lock()
         self._vantages = vantages
         self._models = dict(models)
         self._surfaces = dict(surfaces)
@@ -325,6 +328,9 @@ class Agent:
             tick, results, progress, observations, losses, self.settings.baseline.cutoffs, self._lead(results)
         )
         snapshot.surfaces.extend(self.reported.standing())
+        engines = self._engines
+        if engines is not None:
+            engines.tick(snapshot, observations, tick.elapsed_ns)
         snapshot.lateness_ns = max(time.time_ns() - tick.due_ns, 0)
         self.uplink.submit(self._composer.body(snapshot, self._current_baselines()), tick.index)
 
@@ -352,6 +358,7 @@ class Agent:
                 losses=losses,
                 lateness=self._lateness.freeze(),
                 sealed_after=self._sealed_after.freeze(),
+                engines=engines.figures() if engines is not None else None,
             )
         )
         self._note_vantages(states)
@@ -460,6 +467,19 @@ class Agent:
             self._notifier.status(f"{phases}; broker {self.published.state.stream.state}; ticks {self._ticks}")
 
     # ---- Requests from other threads -----------------------------------------------------------------
+
+    def engines(self) -> Engines:
+        """Serving engines of this host. Made for the first that connects: most hosts have none."""
+        with self._engines_lock:
+            if self._engines is None:
+                from mvps.daemon.engines import Engines  # and with it the packets' schemas
+
+                self._engines = Engines(self.settings.tick_ns, self.settings.engines.max_streams)
+            return self._engines
+
+    def engine_status(self) -> SurplusStatusResponse:
+        """What engines and tenants do; empty until an engine has connected."""
+        return self._engines.status() if self._engines is not None else SurplusStatusResponse()
 
     def accept_baseline(self, surface: str) -> str:
         """Make the present level of a surface business as usual; returns the new baseline's id.

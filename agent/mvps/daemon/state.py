@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mvps.v1.local_pb2 import StreamState
 from mvps.v1.snapshot_pb2 import Snapshot
@@ -55,6 +55,25 @@ class Histogram:
         return Distribution(self._bounds, tuple(self._counts), self._total)
 
 
+class TenantFigures(NamedTuple):
+    """Of one tenant of this host's engines. xi: None where it is not known. state: as in health.v1."""
+
+    lam: float
+    kl_budget: float
+    xi: float | None
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFigures:
+    """Serving engines of this host. packets: taken. refused: streams, packets and figures, by cause."""
+
+    connected: int
+    packets: int
+    refused: Mapping[str, int]
+    tenants: Mapping[str, TenantFigures]
+
+
 @dataclass(frozen=True, slots=True)
 class AgentState:
     """The agent after one tick. Times in nanoseconds, counts cumulative since the start of the process.
@@ -65,6 +84,7 @@ class AgentState:
     problems: surface -> why its calibration cannot end, where that is so.
     ticks: ticks worked on; ``irregular`` counts the lattice's late, skipped and stepped ones by cause.
     lateness, sealed_after: seconds from due time to the start of the work and to the sealed snapshot.
+    engines: serving engines, once one has connected.
     """
 
     vantage_id: str
@@ -84,6 +104,7 @@ class AgentState:
     losses: Mapping[str, int] = field(default_factory=dict)
     lateness: Distribution = field(default_factory=lambda: Histogram().freeze())
     sealed_after: Distribution = field(default_factory=lambda: Histogram().freeze())
+    engines: EngineFigures | None = None
 
 
 class Published:

@@ -20,7 +20,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -30,14 +31,23 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 MAX_LINE_BYTES = 8192
 _CHAIN_DOMAIN = b"mvps/surplus/chain.v1\x00"
+_HEADS_DOMAIN = b"mvps/surplus/heads.v1\x00"
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}"
+_LINE_BEGINS = b'{"packet":'
+_HEADER_BEGINS = b'{"chain":"'
+_NO_OFFSET = timedelta(0)
 
 
 class PacketError(ValueError):
     """A packet or a line of a chain that is not what it should be."""
 
 
+class ChainError(PacketError):
+    """A line that does not follow the one before it."""
+
+
 def _utc(value: datetime) -> datetime:
-    if value.utcoffset() != timedelta(0):
+    if value.utcoffset() != _NO_OFFSET:
         raise ValueError("times are UTC: end them with Z")
     return value
 
@@ -48,7 +58,7 @@ def _minute(value: datetime) -> datetime:
     return value
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
+Name = Annotated[str, Field(pattern=f"^{_NAME}$")]
 Hash = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Time = Annotated[AwareDatetime, AfterValidator(_utc)]
 Bucket = Annotated[Time, AfterValidator(_minute)]
@@ -160,7 +170,10 @@ class Cap(Packet):
 
 
 class HealthMinute(Packet):
-    """Health of one tenant over one minute: ``health.v1``. cap_head: head of the chain its packets are in."""
+    """Health of one tenant over one minute: ``health.v1``.
+
+    cap_head: ``heads_digest`` of all chains on its host, as they stood when the minute was closed.
+    """
 
     kind: Literal["health.v1"] = Field("health.v1", alias="schema")
     bucket: Bucket
@@ -369,11 +382,7 @@ def parse(data: bytes, kind: type[_P]) -> _P:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        # Where and what rule, but not the value: it may be what must not be written down.
-        found = "; ".join(
-            f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False)
-        )
-        raise PacketError(f"not a {kind.__name__}: {found[:500]}") from None
+        raise PacketError(_found(error, kind)) from None
 
 
 @dataclass(frozen=True)
@@ -398,22 +407,65 @@ class Chain:
 
 
 def follow(chain: Chain, lines: Iterable[bytes], kind: type[_P]) -> tuple[Chain, list[_P]]:
-    """Check lines that continue a chain, and their packets; PacketError says at which line it breaks."""
-    packets = []
+    """Check lines that continue a chain, and their packets; PacketError says at which line it breaks.
+
+    ChainError where a line does not follow, which is no question of its content.
+    """
+    packets: list[_P] = []
+    head, length = chain.head.encode(), chain.length
+    # Once for all lines: called by the thousand, a wrapper, a copy of the chain and a text for the case of an error
+    # cost a good part of the whole.
+    read = kind.__pydantic_validator__.validate_json
     for line in lines:
-        where = f"line {chain.length} of the chain {chain.name}"
         if len(line) > MAX_LINE_BYTES:
-            raise PacketError(f"{where} has {len(line)} bytes: at most {MAX_LINE_BYTES} are read")
-        tail = b',"prev":"%b","seq":%d}' % (chain.head.encode(), chain.length)
-        if not (line.startswith(b'{"packet":') and line.endswith(tail)):
-            raise PacketError(f"{where} does not follow the one before it: something was changed, left out or moved")
+            raise PacketError(f"{_where(chain, length)} has {len(line)} bytes: at most {MAX_LINE_BYTES} are read")
+        tail = b',"prev":"%b","seq":%d}' % (head, length)
+        if not (line.startswith(_LINE_BEGINS) and line.endswith(tail)):
+            raise ChainError(
+                f"{_where(chain, length)} does not follow the one before it: something was changed, left out or moved"
+            )
         try:
-            packet = parse(line[len(b'{"packet":') : -len(tail)], kind)
-        except PacketError as error:
-            raise PacketError(f"{where}: {error}") from None
-        packets.append(packet)
-        chain = replace(chain, head=_hash(line), length=chain.length + 1)
-    return chain, packets
+            packets.append(read(line[len(_LINE_BEGINS) : -len(tail)]))
+        except ValidationError as error:
+            raise PacketError(f"{_where(chain, length)}: {_found(error, kind)}") from None
+        head = b"sha256:" + hashlib.sha256(line).hexdigest().encode()
+        length += 1
+    return Chain(chain.name, head.decode(), length), packets
+
+
+def heads_digest(heads: Mapping[str, str]) -> str:
+    """One hash for the heads of several chains by name: what a minute's health names, whose packets are in them."""
+    named = [[name, head] for name, head in sorted(heads.items())]
+    return _hash(_HEADS_DOMAIN + json.dumps(named, separators=(",", ":")).encode())
+
+
+def record_header(name: str) -> bytes:
+    """The line that stands before the lines of a chain in a record."""
+    return b'{"chain":"%b"}' % checked_name(name).encode()
+
+
+def recorded_chain(line: bytes) -> Chain | None:
+    """The empty chain that a header in a record begins; None where the line is no header. PacketError: a bad name."""
+    if not (line.startswith(_HEADER_BEGINS) and line.endswith(b'"}')) or len(line) > MAX_LINE_BYTES:
+        return None
+    return Chain.begin(checked_name(line[len(_HEADER_BEGINS) : -2].decode(errors="replace")))
+
+
+def checked_name(name: str) -> str:
+    """The name of a chain, if it may be one; PacketError otherwise."""
+    if not re.fullmatch(_NAME, name):
+        raise PacketError("a chain's name has 1 to 64 letters, digits and . _ : / -, and begins with one of the first")
+    return name
+
+
+def _where(chain: Chain, length: int) -> str:
+    return f"line {length} of the chain {chain.name}"
+
+
+def _found(error: ValidationError, kind: type[Packet]) -> str:
+    """Where and what rule, but not the value: it may be what must not be written down."""
+    found = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False))
+    return f"not a {kind.__name__}: {found[:500]}"
 
 
 def _hash(data: bytes) -> str:

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serving engines of this host: audit packets in, lambda, budgets and triggers back (002 sec. 8.2, 8.3, 11.2).
+
+A stream of the local API is one hash chain of ``cap.v1`` lines. Every batch is verified before anything of it counts,
+and a line that does not follow, or holds what its schema does not know, ends the stream. What is kept of the packets
+are sums per minute and tenant (:mod:`mvps.surplus.minutes`); the chains' heads travel in the host's sealed snapshots,
+so that whoever has the lines can prove that they are all there.
+
+Limits: a message of the local API's size, lines a batch, streams, tenants; what is refused is counted by cause. Batches
+are verified in their stream's own thread; the lock is held for adding up, never across I/O.
+
+Imported when the first engine connects: a host without engines does not pay for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from mvps.daemon import log
+from mvps.daemon.metrics import phase_name
+from mvps.daemon.state import EngineFigures, TenantFigures
+from mvps.surplus.minutes import MAX_TENANTS, PHASES, Directive, Load, Minutes
+from mvps.surplus.packets import (
+    Cap,
+    Chain,
+    ChainError,
+    HealthMinute,
+    PacketError,
+    State,
+    checked_name,
+    follow,
+    heads_digest,
+    render,
+)
+from mvps.v1 import local_pb2 as pb
+
+if TYPE_CHECKING:
+    from mvps.coherence.observation import Observation
+    from mvps.v1.snapshot_pb2 import Snapshot
+
+EXTENSION: Final = "mvps.surplus/heads"
+MAX_LINES: Final = 64
+# Streams that ended and whose heads have not been sealed yet are kept beside those that are open.
+MAX_STREAMS_KEPT: Final = 64
+FLUSH_NS: Final = 250_000_000
+_MOST: Final = 2**32
+
+_log = log.logger("engines")
+
+
+class Refused(Exception):  # noqa: N818 - it ends a stream; "Refused" reads as what it is
+    """A stream that ends here; the message says why. full: because there is no room, which may change."""
+
+    def __init__(self, message: str, *, full: bool = False):
+        super().__init__(message)
+        self.full = full
+
+
+@dataclass(slots=True)
+class Stream:
+    """One engine's stream. sealed: length of its chain when its head was last put into a snapshot."""
+
+    chain: Chain
+    sealed: int = 0
+    connected: bool = True
+    load: Load | None = None
+    dropped: int = 0
+    tenants: set[str] = field(default_factory=set)
+
+
+class Engines:
+    """What the engines of one host send, and what they are told. Any thread may call.
+
+    tick_ns: T; engines ask at least so often, so that a change reaches them within one tick.
+    most: streams that may be open at a time.
+    clock: wall clock in nanoseconds.
+    """
+
+    def __init__(self, tick_ns: int, most: int, clock: Callable[[], int] = time.time_ns) -> None:
+        self._clock = clock
+        self._most = most
+        self._flush_ns = min(tick_ns, FLUSH_NS)
+        self._lock = threading.Lock()
+        self._streams: dict[str, Stream] = {}
+        self._minutes = Minutes(clock())
+        self._packets = 0
+        self._refused: Counter[str] = Counter()
+        self._states: dict[str, State] = {}
+
+    def open(self, name: str) -> Stream:
+        """A new stream, whose chain has this name. Refused for want of room or of a name of its own."""
+        try:
+            checked_name(name)
+        except PacketError as error:
+            self._refuse("name", str(error))
+        with self._lock:
+            if name in self._streams:
+                problem, full = f"a chain {name} is here already: every stream begins a new one", False
+            elif sum(stream.connected for stream in self._streams.values()) >= self._most:
+                problem, full = f"{self._most} engines are connected already ([engines] max_streams)", True
+            else:
+                if len(self._streams) >= MAX_STREAMS_KEPT:
+                    del self._streams[next(kept for kept, one in self._streams.items() if not one.connected)]
+                stream = self._streams[name] = Stream(Chain.begin(name))
+                return stream
+        self._refuse("streams" if full else "name", problem, full=full)
+
+    def take(self, stream: Stream, batch: pb.SurplusBatch) -> pb.SurplusControl:
+        """Verify a batch, add it up and answer it. Refused ends the stream."""
+        if len(batch.lines) > MAX_LINES or len(batch.spread) > MAX_TENANTS or batch.dropped > _MOST:
+            self._refuse("batch", f"a batch has at most {MAX_LINES} lines, {MAX_TENANTS} tenants, {_MOST} dropped")
+        if batch.chain not in ("", stream.chain.name):
+            self._refuse("batch", f"this stream is the chain {stream.chain.name}: a new chain takes a new stream")
+        try:
+            chain, caps = follow(stream.chain, batch.lines, Cap)
+        except ChainError as error:
+            self._refuse("chain", str(error))
+        except PacketError as error:
+            self._refuse("schema", str(error))
+        load = _load(batch.load) if batch.HasField("load") else stream.load
+        now = self._clock()
+        with self._lock:
+            if batch.HasField("load") and load is None:
+                self._refused["load"] += 1
+            # The engine counts from its stream's beginning, and does not count backwards.
+            self._refused["dropped_by_engine"] += max(batch.dropped - stream.dropped, 0)
+            stream.chain, stream.load, stream.dropped = chain, load, max(batch.dropped, stream.dropped)
+            self._packets += len(caps)
+            self._minutes.take(caps, now)
+            for tenant, sse in batch.spread.items():
+                self._minutes.note_spread(tenant, sse)
+            closed = self._close_due(now)
+            # Of those that were taken: a stream can name any number of tenants, and there is room for so many.
+            named = {cap.tenant for cap in caps} | stream.tenants
+            stream.tenants = {tenant for tenant in self._minutes.tenants if tenant in named}
+            answer = pb.SurplusControl(
+                tenants=[_control(self._minutes.directive(tenant)) for tenant in sorted(stream.tenants)],
+                others=_control(self._minutes.directive("")),
+                flush_ns=self._flush_ns,
+                length=chain.length,
+            )
+        self._tell(closed)
+        return answer
+
+    def close(self, stream: Stream) -> None:
+        """The stream ended; its head stays until it is sealed."""
+        with self._lock:
+            stream.connected = False
+            stream.load = None
+
+    def tick(self, snapshot: Snapshot, observations: Mapping[str, Observation], elapsed_ns: int) -> None:
+        """One tick of the host: its pressure is noted, and heads that moved go into the snapshot."""
+        flows = host_flows(snapshot, observations, elapsed_ns)
+        now = self._clock()
+        with self._lock:
+            self._minutes.note_host(flows, now)
+            closed = self._close_due(now)
+            moved = [stream for stream in self._streams.values() if stream.chain.length > stream.sealed]
+            heads = [stream.chain for stream in moved]
+            for stream in moved:
+                stream.sealed = stream.chain.length
+        self._tell(closed)
+        if heads:
+            snapshot.extensions[EXTENSION] = sealed_heads(heads)
+
+    def figures(self) -> EngineFigures:
+        """For metrics."""
+        with self._lock:
+            tenants = {}
+            for name in self._minutes.tenants:
+                told, health = self._minutes.directive(name), self._minutes.health(name)
+                xi = health.xi if health else None
+                tenants[name] = TenantFigures(told.lam, told.kl_budget, xi, State[told.band.name].value)
+            return EngineFigures(
+                connected=sum(stream.connected for stream in self._streams.values()),
+                packets=self._packets,
+                refused=self._all_refused(),
+                tenants=tenants,
+            )
+
+    def status(self) -> pb.SurplusStatusResponse:
+        """As ``mvps surplus status`` wants it."""
+        with self._lock:
+            answer = pb.SurplusStatusResponse(
+                packets=self._packets,
+                refused=self._all_refused(),
+                pressure=self._minutes.pressures(self._clock(), self._loads()),
+                tenants=[_control(self._minutes.directive(name)) for name in self._minutes.tenants],
+            )
+            for stream in self._streams.values():
+                shown = answer.engines.add(
+                    chain=stream.chain.name,
+                    length=stream.chain.length,
+                    head=stream.chain.head,
+                    connected=stream.connected,
+                    dropped=stream.dropped,
+                )
+                if stream.load is not None:
+                    running, waiting, slots, kv_cache = stream.load
+                    shown.load.running, shown.load.waiting, shown.load.slots = int(running), int(waiting), int(slots)
+                    shown.load.kv_cache_use = kv_cache
+            healths = [self._minutes.health(name) for name in self._minutes.tenants]
+        answer.health.extend(render(health) for health in healths if health)
+        return answer
+
+    def _loads(self) -> list[Load]:
+        return [stream.load for stream in self._streams.values() if stream.load is not None]
+
+    def _all_refused(self) -> dict[str, int]:
+        return {cause: count for cause, count in sorted((self._refused + self._minutes.refused).items()) if count}
+
+    def _close_due(self, now: int) -> list[HealthMinute]:
+        if not self._minutes.due(now):
+            return []
+        heads = heads_digest({name: stream.chain.head for name, stream in self._streams.items()})
+        closed = self._minutes.close_due(now, self._loads(), heads)
+        # What ended is sealed, and in this minute's health for the last time.
+        for name, stream in list(self._streams.items()):
+            if not stream.connected and stream.sealed == stream.chain.length:
+                del self._streams[name]
+        return closed
+
+    def _tell(self, closed: list[HealthMinute]) -> None:
+        """Log changes of state; not under the lock."""
+        for health in closed:
+            before = self._states.get(health.tenant, State.GREEN)
+            self._states[health.tenant] = health.state
+            if health.state is not before:
+                level = logging.INFO if health.state is State.GREEN else logging.WARNING
+                log.event(
+                    _log, level, "tenant", tenant=health.tenant, state=health.state.value, before=before.value,
+                    xi=health.xi, lam=round(health.lam, 3), bh1=health.bh1, bh2=health.bh2,
+                )  # fmt: skip
+        if len(self._states) > MAX_TENANTS:
+            known = set(self._minutes.tenants)
+            self._states = {name: state for name, state in self._states.items() if name in known}
+
+    def _refuse(self, cause: str, message: str, *, full: bool = False) -> NoReturn:
+        with self._lock:
+            self._refused[cause] += 1
+        raise Refused(message, full=full)
+
+
+def host_flows(snapshot: Snapshot, observations: Mapping[str, Observation], elapsed_ns: int) -> dict[str, float]:
+    """The host's pressure in one tick, as reservoir M: shares of the time, and the kernel surface's phase.
+
+    A tick that calibrates, or stands at a level that nobody has accepted yet, says nothing about the phase.
+    """
+    flows = {}
+    for flow, vantage in (("cpu", "sched"), ("memory", "mm")):
+        seen = observations.get(vantage)
+        stalled_ms = seen.facts.get("psi_some_ms") if seen else None
+        if stalled_ms is not None and elapsed_ns > 0:
+            flows[flow] = stalled_ms * 1e6 / elapsed_ns
+    for surface in snapshot.surfaces:
+        if surface.name == "kernel" and (pressed := PHASES.get(phase_name(surface))) is not None:
+            flows["kernel"] = pressed
+    return flows
+
+
+def sealed_heads(chains: list[Chain]) -> bytes:
+    """Heads as they travel in a snapshot: canonical JSON, a list of {"chain", "head", "length"}."""
+    plain = [{"chain": one.name, "head": one.head, "length": one.length} for one in chains]
+    return json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _load(given: pb.EngineLoad) -> Load | None:
+    """The load, if it can be one."""
+    if max(given.running, given.waiting, given.slots) > _MOST or not 0.0 <= given.kv_cache_use <= 1.0:
+        return None
+    return Load(float(given.running), float(given.waiting), float(given.slots), given.kv_cache_use)
+
+
+def _control(told: Directive) -> pb.TenantControl:
+    answer = pb.TenantControl(
+        tenant=told.tenant,
+        lam=told.lam,
+        kl_budget=told.kl_budget,
+        dlogits_budget=told.dlogits_budget,
+        state=State[told.band.name].value,
+        bh1=told.bh1,
+        bh2=told.bh2,
+        look_ahead=told.look_ahead,
+    )
+    if told.sse == told.sse:  # NaN: not known
+        answer.sse = told.sse
+    return answer

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streams of serving engines: chains verified, minutes closed, lambda sent back, heads sealed."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mvps.coherence.observation import HIST_BINS, Observation, Scale
+from mvps.daemon.engines import (
+    EXTENSION,
+    FLUSH_NS,
+    MAX_LINES,
+    MAX_STREAMS_KEPT,
+    Engines,
+    Refused,
+    Stream,
+    host_flows,
+)
+from mvps.surplus.minutes import GRACE_NS, MAX_TENANTS, MINUTE_NS
+from mvps.surplus.packets import Cap, Chain, HealthMinute, heads_digest, parse
+from mvps.surplus.schedule import Schedule
+from mvps.trust.gate import SCHEMA_VERSION, check_body
+from mvps.trust.limits import MAX_EXTENSION_BYTES
+from mvps.trust.replay import Window
+from mvps.trust.seal import Lane, Purpose, SealHeader
+from mvps.v1 import local_pb2 as pb
+from mvps.v1.snapshot_pb2 import PHASE_ALARM, PHASE_CALIBRATING, Snapshot
+
+SECOND = 10**9
+START = 1_700_000_040 * SECOND
+HASH = "sha256:" + "0" * 64
+
+
+class Clock:
+    now = START
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def cap(clock: Clock, tenant: str = "acme", **changes: Any) -> Cap:
+    plain: dict[str, Any] = {
+        "ts": datetime.fromtimestamp(clock.now // SECOND, UTC).isoformat().replace("+00:00", "Z"),
+        "tenant": tenant,
+        "session": HASH,
+        "model": "small",
+        "theta": None,
+        "phi": None,
+        "iT": None,
+        "L": {"dlp": 0.1, "progress": 0.0},
+        "Gamma": {"drift": 0.0},
+        "lambda": 0.4,
+        "kl_used": 0.002,
+        "kl_budget": 0.01,
+        "dlogits_l2": 0.1,
+        "steps": 20,
+        "action": {"type": "token"},
+        "candidates": 8,
+        "state": "Green",
+        "tokens": 20,
+    }
+    return parse(json.dumps(plain | changes).encode(), Cap)
+
+
+class Engine:
+    """One engine of a test: its chain and its stream."""
+
+    def __init__(self, engines: Engines, name: str = "engine-1") -> None:
+        self.engines, self.chain = engines, Chain.begin(name)
+        self.stream: Stream = engines.open(name)
+
+    def batch(self, *caps: Cap, **fields: Any) -> pb.SurplusBatch:
+        lines = []
+        for one in caps:
+            self.chain, line = self.chain.append(one)
+            lines.append(line)
+        return pb.SurplusBatch(lines=lines, **fields)
+
+    def send(self, *caps: Cap, **fields: Any) -> pb.SurplusControl:
+        return self.engines.take(self.stream, self.batch(*caps, **fields))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def engines(clock: Clock) -> Engines:
+    return Engines(SECOND, 4, clock)
+
+
+def refused(engines: Engines) -> dict[str, int]:
+    return dict(engines.status().refused)
+
+
+def tick(engines: Engines) -> Snapshot:
+    snapshot = Snapshot()
+    engines.tick(snapshot, {}, SECOND)
+    return snapshot
+
+
+def test_packets_become_health_and_the_answer_says_how_hard_to_push(engines: Engines, clock: Clock) -> None:
+    engine = Engine(engines)
+    answer = engine.send(cap(clock), cap(clock, "other"), load=pb.EngineLoad(running=8, slots=8))
+    assert [one.tenant for one in answer.tenants] == ["acme", "other"]
+    assert answer.length == 2
+    assert answer.flush_ns == FLUSH_NS
+    assert answer.tenants[0].lam == answer.others.lam == Schedule().rule.base
+    assert not answer.tenants[0].HasField("sse")
+    clock.now = START + MINUTE_NS + GRACE_NS
+    later = engine.send()
+    assert later.tenants[0].lam > answer.tenants[0].lam, "all slots are taken"
+    assert later.others.lam == answer.others.lam
+    status = engines.status()
+    healths = [parse(line, HealthMinute) for line in status.health]
+    assert [(one.tenant, one.packets, one.state) for one in healths] == [("acme", 1, "Green"), ("other", 1, "Green")]
+    assert healths[0].cap_head == heads_digest({"engine-1": engine.chain.head})
+    assert healths[0].lam == later.tenants[0].lam
+    assert status.packets == 2
+    assert (status.engines[0].chain, status.engines[0].length, status.engines[0].connected) == ("engine-1", 2, True)
+    assert status.engines[0].load.running == 8
+
+
+def test_an_engine_asks_at_least_once_a_tick(clock: Clock) -> None:
+    assert Engine(Engines(50_000_000, 4, clock)).send().flush_ns == 50_000_000
+    assert Engine(Engines(60 * SECOND, 4, clock)).send().flush_ns == FLUSH_NS
+    # A minute is closed by whoever comes first after its grace: at most this long after its end.
+    assert GRACE_NS + FLUSH_NS <= SECOND
+
+
+@pytest.mark.parametrize("change", ["left_out", "changed", "foreign"])
+def test_a_chain_that_breaks_ends_its_stream_and_nothing_of_the_batch_counts(
+    engines: Engines, clock: Clock, change: str
+) -> None:
+    engine = Engine(engines)
+    engine.send(cap(clock))
+    batch = engine.batch(cap(clock), cap(clock, "secret"), cap(clock))
+    if change == "left_out":
+        del batch.lines[1]
+    elif change == "changed":
+        batch.lines[1] = batch.lines[1].replace(b"0.002", b"0.001")
+    else:
+        batch.lines[1] = Chain.begin("other").append(cap(clock))[1]
+    with pytest.raises(Refused, match="does not follow"):
+        engines.take(engine.stream, batch)
+    assert refused(engines) == {"chain": 1}
+    assert (engines.status().packets, [one.tenant for one in engines.status().tenants]) == (1, ["acme"])
+    assert engine.stream.chain.length == 1
+
+
+def test_content_has_no_way_in(engines: Engines, clock: Clock) -> None:
+    engine = Engine(engines)
+    (line,) = engine.batch(cap(clock)).lines
+    with pytest.raises(Refused, match="Extra inputs") as caught:
+        engines.take(engine.stream, pb.SurplusBatch(lines=[line.replace(b'"bh1"', b'"prompt":"my name is Ann","bh1"')]))
+    assert "Ann" not in str(caught.value)
+    with pytest.raises(Refused, match="tenant"):
+        engines.take(engine.stream, pb.SurplusBatch(lines=[line.replace(b'"acme"', b'"ann@example.org"')]))
+    assert refused(engines) == {"schema": 2}
+
+
+def test_limits_hold_before_anything_is_read(engines: Engines, clock: Clock) -> None:
+    engine = Engine(engines)
+    for batch in (
+        pb.SurplusBatch(lines=[b""] * (MAX_LINES + 1)),
+        pb.SurplusBatch(spread={f"t{i}": 0.5 for i in range(MAX_TENANTS + 1)}),
+        pb.SurplusBatch(chain="engine-2"),
+        pb.SurplusBatch(dropped=2**40),
+    ):
+        with pytest.raises(Refused):
+            engines.take(engine.stream, batch)
+    with pytest.raises(Refused, match="at most 8192"):
+        engines.take(engine.stream, pb.SurplusBatch(lines=[b" " * 8193]))
+    assert refused(engines) == {"batch": 4, "schema": 1}
+
+
+@pytest.mark.parametrize("name", ["", "an engine", "ann@host", "x" * 65, "a\n"])
+def test_a_chain_needs_a_name_of_its_own(engines: Engines, name: str) -> None:
+    engines.open("taken")
+    for wrong in (name, "taken"):
+        with pytest.raises(Refused) as caught:
+            engines.open(wrong)
+        assert not caught.value.full
+    assert refused(engines) == {"name": 2}
+
+
+def test_so_many_engines_and_no_more_until_one_leaves(engines: Engines) -> None:
+    streams = [engines.open(f"e{i}") for i in range(4)]
+    with pytest.raises(Refused, match="4 engines") as caught:
+        engines.open("e4")
+    assert caught.value.full
+    assert refused(engines) == {"streams": 1}
+    engines.close(streams[0])
+    assert engines.open("e4").connected
+
+
+def test_streams_that_ended_are_kept_until_they_are_sealed_but_not_without_end(engines: Engines, clock: Clock) -> None:
+    engine = Engine(engines)
+    engine.send(cap(clock))
+    engines.close(engine.stream)
+    assert json.loads(tick(engines).extensions[EXTENSION])[0]["head"] == engine.chain.head
+    assert [one.chain for one in engines.status().engines] == ["engine-1"]
+    clock.now += MINUTE_NS + GRACE_NS
+    tick(engines)
+    assert not engines.status().engines, "sealed, and named in its last minute's health"
+    for number in range(MAX_STREAMS_KEPT + 5):
+        engines.close(engines.open(f"e{number}"))
+    assert len(engines.status().engines) == MAX_STREAMS_KEPT
+
+
+def test_heads_that_moved_travel_in_the_snapshot_and_a_broker_takes_it(engines: Engines, clock: Clock) -> None:
+    assert EXTENSION not in tick(engines).extensions
+    first, second = Engine(engines, "a"), Engine(engines, "b")
+    first.send(cap(clock))
+    second.send(cap(clock), cap(clock))
+    sealed = json.loads(tick(engines).extensions[EXTENSION])
+    chains = (first.chain, second.chain)
+    assert sealed == [{"chain": one.name, "head": one.head, "length": one.length} for one in chains]
+    assert EXTENSION not in tick(engines).extensions, "nothing moved"
+    second.send(cap(clock))
+    snapshot = Snapshot(
+        schema_version=SCHEMA_VERSION, vantage_id="v", tick=1, tick_time_ns=SECOND, tick_period_ns=SECOND
+    )
+    snapshot.surfaces.add(name="ai.g", calibrated_ticks=5, needed_ticks=60).vector.c1 = 0.9
+    engines.tick(snapshot, {}, SECOND)
+    assert [one["length"] for one in json.loads(snapshot.extensions[EXTENSION])] == [3]
+    body = snapshot.SerializeToString()
+    header = SealHeader(1, Purpose.SNAPSHOT, Lane.LIVE, len(body), 1, 1, 1, SECOND, b"", "v")
+    assert check_body(body, header, Window()) is None
+
+
+def test_as_many_heads_as_are_kept_fit_into_an_extension(clock: Clock) -> None:
+    engines = Engines(SECOND, 1, clock)
+    for number in range(MAX_STREAMS_KEPT):
+        engine = Engine(engines, f"{number:064d}")
+        engine.send(cap(clock))
+        engines.close(engine.stream)
+    content = tick(engines).extensions[EXTENSION]
+    assert len(json.loads(content)) == MAX_STREAMS_KEPT
+    assert len(content) <= MAX_EXTENSION_BYTES
+
+
+def test_numbers_that_cannot_be_are_counted_and_not_used(engines: Engines, clock: Clock) -> None:
+    engine = Engine(engines)
+    for fields in ({"kv_cache_use": float("nan")}, {"kv_cache_use": 1.5}, {"running": 2**40}):
+        engine.send(cap(clock), load=pb.EngineLoad(**fields))
+    engine.send(cap(clock), spread={"acme": -1.0, "nobody": 0.5}, dropped=7)
+    engine.send(dropped=5)
+    assert refused(engines) == {"load": 3, "spread": 2, "dropped_by_engine": 7}
+    assert not engines.status().engines[0].HasField("load")
+    assert not engines.status().pressure
+
+
+def test_the_spread_that_an_engine_measures_comes_back_to_all(engines: Engines, clock: Clock) -> None:
+    first, second = Engine(engines, "a"), Engine(engines, "b")
+    first.send(cap(clock), spread={"acme": 0.25})
+    assert second.send(cap(clock)).tenants[0].sse == 0.25
+
+
+def test_a_tick_closes_the_minute_where_no_engine_does(engines: Engines, clock: Clock) -> None:
+    engine = Engine(engines)
+    engine.send(cap(clock))
+    clock.now += MINUTE_NS + GRACE_NS
+    tick(engines)
+    assert len(engines.status().health) == 1
+    figures = engines.figures()
+    assert (figures.connected, figures.packets, figures.refused) == (1, 1, {})
+    assert figures.tenants["acme"].state == "Green"
+    assert figures.tenants["acme"].xi is None
+
+
+def observation(vantage: str, stalled_ms: float | None) -> Observation:
+    facts = {} if stalled_ms is None else {"psi_some_ms": stalled_ms}
+    return Observation(vantage, Scale("ns", 1024.0, 1024.0), np.zeros(HIST_BINS), facts=facts)
+
+
+def test_the_hosts_pressure_is_what_its_vantages_and_its_kernel_surface_say(engines: Engines, clock: Clock) -> None:
+    seen = {"sched": observation("sched", 300.0), "mm": observation("mm", 50.0), "blk": observation("blk", 900.0)}
+    snapshot = Snapshot()
+    surface = snapshot.surfaces.add(name="kernel")
+    surface.decision.phase = PHASE_ALARM
+    flows = host_flows(snapshot, seen, SECOND // 2)
+    assert flows == pytest.approx({"cpu": 0.6, "memory": 0.1, "kernel": 2 / 3})
+    engines.tick(snapshot, seen, SECOND // 2)
+    assert engines.status().pressure["kernel"] == pytest.approx(2 / 3)
+    surface.decision.phase = PHASE_CALIBRATING
+    assert host_flows(snapshot, {"mm": observation("mm", None)}, SECOND) == {}
