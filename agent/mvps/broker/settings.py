@@ -77,14 +77,6 @@ class BrokerSettings(BaseModel):
         "", description='where the XDP limiter is pinned, such as /run/mvps.limiter; "" for no limiter'
     )
     remote_queries: bool = Field(False, description="answer queries from other hosts too (they are not sealed)")
-    service: tuple[ServiceSettings, ...] = Field(
-        (), max_length=MAX_SERVICES, description="services whose network and AI surfaces are watched together"
-    )
-
-    @field_validator("service")
-    @classmethod
-    def _services(cls, services: tuple[ServiceSettings, ...]) -> tuple[ServiceSettings, ...]:
-        return check_services(services)
     operator_socket: Path | None = Field(
         None,
         description="Unix socket, mode 0660, for questions whose answers show C_4 and the label that follows from it; "
@@ -93,6 +85,14 @@ class BrokerSettings(BaseModel):
     operators: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
         (), description="names in client certificates (common name or alternative name) that are shown the same"
     )
+    service: tuple[ServiceSettings, ...] = Field(
+        (), max_length=MAX_SERVICES, description="services whose network and AI surfaces are watched together"
+    )
+
+    @field_validator("service")
+    @classmethod
+    def _services(cls, services: tuple[ServiceSettings, ...]) -> tuple[ServiceSettings, ...]:
+        return check_services(services)
 
     @field_validator("history")
     @classmethod
