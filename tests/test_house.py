@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -93,3 +95,42 @@ def test_pure_packages_do_no_io_and_import_little(package: str) -> None:
         tops = {name.split(".")[0] for name in imports(path)} - {"mvps"}
         assert not tops & STANDARD_IO, path.name
         assert tops - set(sys.stdlib_module_names) <= PURE[package], path.name
+
+
+# With scapy, which is GPL-2.0-only: a licence that Apache-2.0 alone does not go with in one program.
+BESIDE_SCAPY = ("cli.main", "cli.capture", "interop.layers", "vantages.traceroute")
+DUAL = "# SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only"
+
+
+def test_what_runs_in_one_process_with_scapy_may_be_used_under_its_licence() -> None:
+    found: set[Path] = set()
+    open_ends = [MVPS / f"{name.replace('.', '/')}.py" for name in BESIDE_SCAPY]
+    while open_ends:
+        path = open_ends.pop()
+        if path in found:
+            continue
+        found |= {path, path.parent / "__init__.py", MVPS / "__init__.py"}
+        tree = ast.parse(path.read_text())
+        # At the top only: a command imports its own verb's module late, and only that one.
+        for node in tree.body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for name in names:
+                candidate = MVPS.parent / f"{name.replace('.', '/')}.py"
+                if name.startswith("mvps") and candidate.is_file():
+                    open_ends.append(candidate)
+    dual = {path for path in MVPS.rglob("*.py") if path.read_text().startswith(DUAL)}
+    assert found <= dual
+    assert dual - found == {MVPS / "__main__.py"}
+
+
+def test_everything_says_its_licence_and_the_texts_are_here() -> None:
+    root = MVPS.parents[1]
+    texts = {path.stem for path in (root / "LICENSES").iterdir()}
+    shown = subprocess.run(["git", "ls-files", "*.py", "*.c", "*.h", "*.sh"], cwd=root, capture_output=True, check=True)
+    for name in shown.stdout.decode().split():
+        head = (root / name).read_text().split("\n", 2)[:2]
+        found = re.search(r"SPDX-License-Identifier: ([^*\n]+)", "\n".join(head))
+        assert found, name
+        assert set(re.findall(r"[A-Z][\w.-]*\d[\w.-]*", found[1])) <= texts, name

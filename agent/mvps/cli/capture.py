@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: Apache-2.0
+# SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 """``mvps capture``: the MBND and COHE messages of a capture file, read offline."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: Apache-2.0
+# SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 """Exit codes of every ``mvps`` verb, and the one exception that carries them.
 
 The codes are part of the interface (docs/operations.md): scripts and service managers act on them.

@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: Apache-2.0
+# SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 """Entry point of ``mvps``: finds the verb, imports its module, reports errors in one voice.
 
 Only the module of the verb in use is imported, and each verb imports gRPC, numpy or pydantic only when it

@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: Apache-2.0
+# SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 """Round trips that physics forbids: the geographic checks of C_1 on the data plane (001 sec. 1; forms ours).
 
 Light in fibre covers c_f = 2.0e8 m/s. With d the great-circle distance, which no cable undercuts:

@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: Apache-2.0
+# SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 """Codec for two datagrams of the companion drafts: MBND + CWTL (UDP 45878) and COHE (UDP 3784).
 
 Source: the two published capture receipts (``mvps_cwt_pcap_receipt.json``, ``mvps_pcap_receipt.json``) and

@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: Apache-2.0
+# SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 """Scapy layers for MBND + CWTL and COHE: importing this module lets scapy read captures of them.
 
 Needs the extra ``mvps[probe]``. The layouts and what is unknown of them are in :mod:`mvps.interop.codec`, which also

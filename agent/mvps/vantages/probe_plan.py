@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: Apache-2.0
+# SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 """What the active path prober may send, and to whom: nothing outside this plan is ever probed.
 
 Shared by the agent (probing.py) and the process that sends (traceroute.py), which checks it again.

@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: Apache-2.0
+# SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 """The process that probes paths: ``python -m mvps.vantages.traceroute``, started by probing.py only.
 
 Paris traceroute (Augustin et al. 2006): every probe of a *flow* has one 5-tuple and one UDP checksum, so that a
