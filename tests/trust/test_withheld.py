@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import struct
 
-from mvps.trust.withheld import FIELDS, withhold, withhold_axes
+from mvps.trust.withheld import FIELDS, withhold
 from mvps.v1 import snapshot_pb2 as pb
-from mvps.v1 import stream_pb2
 
 C4 = 0.4142135623730951
 
@@ -38,13 +37,3 @@ def test_only_what_was_there_is_named() -> None:
     assert kernel == pb.Surface(name="kernel", vector=pb.CoherenceVector(c1=1.0))
     assert withhold([kernel, pb.Surface(lateral=pb.LATERAL_NONE)]) == ["lateral"]
     assert withhold([pb.Surface(vector=pb.CoherenceVector(c4=0.0))]) == ["vector.c4"]  # 0 is a value, not absence
-
-
-def test_of_a_service_the_axis_goes_and_is_named() -> None:
-    services = [{"net_c1": 0.9, "ai_c4": C4}, {"net_c1": 0.8}]
-    assert withhold_axes(services) == ["axes.ai_c4"]
-    assert services == [{"net_c1": 0.9}, {"net_c1": 0.8}]
-    assert withhold_axes(services) == []
-    tick = stream_pb2.ServiceTick(axes={"ai_c4": C4, "ai_c1": 0.5})
-    assert withhold_axes([tick.axes]) == ["axes.ai_c4"]
-    assert struct.pack("<d", C4) not in tick.SerializeToString()

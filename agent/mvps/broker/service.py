@@ -23,7 +23,7 @@ from mvps.broker.history import HistoryError
 from mvps.broker.tables import StoreError
 from mvps.trust import limits
 from mvps.trust.tls import ServerTls
-from mvps.trust.withheld import withhold, withhold_axes
+from mvps.trust.withheld import withhold
 from mvps.v1 import stream_pb2 as pb
 
 SERVICE: Final = "mvps.v1.Broker"
@@ -107,11 +107,7 @@ class Service:
 
     async def _server_info(self, request: pb.ServerInfoRequest, context: Context) -> pb.ServerInfo:
         await self._local_only(context)
-        answer = self._broker.info()
-        # Not even an empty list is written where there are no services.
-        if not self._is_operator(context) and (left := withhold_axes(one.axes for one in answer.services.services)):
-            answer.services.withheld.extend(left)
-        return answer
+        return self._broker.info()
 
     async def _list_vantages(self, request: pb.ListVantagesRequest, context: Context) -> pb.ListVantagesResponse:
         await self._local_only(context)
@@ -147,10 +143,7 @@ class Service:
     async def _list_service_ticks(
         self, request: pb.ListServiceTicksRequest, context: Context
     ) -> pb.ListServiceTicksResponse:
-        answer = await self._ask(self._broker.answers.service_ticks, request, context)
-        if not self._is_operator(context):
-            answer.withheld.extend(withhold_axes(tick.axes for tick in answer.ticks))
-        return answer
+        return await self._ask(self._broker.answers.service_ticks, request, context)
 
     async def _ask(self, question: Callable[[_Q], _A], request: _Q, context: Context) -> _A:
         await self._local_only(context)

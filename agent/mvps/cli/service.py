@@ -115,13 +115,7 @@ def _status(arguments: argparse.Namespace) -> int:
         print(view.table([head, *(_row(one) for one in state.services)]))
         for trouble in troubles:
             print(f"! {trouble}")
-        _say_withheld(state.withheld)
     return exits.FOUND if troubles else exits.OK
-
-
-def _say_withheld(fields: Sequence[str]) -> None:
-    if fields:
-        print("withheld: C_4 is shown on the broker's operator_socket only")
 
 
 def _explain(arguments: argparse.Namespace) -> int:
@@ -129,12 +123,11 @@ def _explain(arguments: argparse.Namespace) -> int:
 
     state = _ask(arguments)
     if arguments.name:
-        state = stream_pb2.ServicesState(services=[_named(state, arguments.name)], withheld=state.withheld)
+        state = stream_pb2.ServicesState(services=[_named(state, arguments.name)])
     if arguments.json:
         print(json.dumps(_dict(state), indent=2))
     else:
         print("\n\n".join("\n".join(explained(one)) for one in state.services))
-        _say_withheld(state.withheld)
     return exits.FOUND if service_troubles(state) else exits.OK
 
 

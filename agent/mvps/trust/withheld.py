@@ -9,13 +9,12 @@ the agent and the broker have a socket for operators, the broker also names of c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable
 from typing import Final
 
 from mvps.v1.snapshot_pb2 import Surface
 
 FIELDS: Final = ("vector.c4", "lateral")
-AXIS: Final = "ai_c4"  # where it is an axis of a service
 
 
 def withhold(surfaces: Iterable[Surface]) -> list[str]:
@@ -29,9 +28,3 @@ def withhold(surfaces: Iterable[Surface]) -> list[str]:
             surface.ClearField("lateral")
             found.add(FIELDS[1])
     return [name for name in FIELDS if name in found]
-
-
-def withhold_axes(services: Iterable[MutableMapping[str, float]]) -> list[str]:
-    """As :func:`withhold`, of the axes of services or of their ticks."""
-    found = [axes.pop(AXIS) for axes in services if AXIS in axes]
-    return [f"axes.{AXIS}"] if found else []
