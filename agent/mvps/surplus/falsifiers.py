@@ -29,6 +29,7 @@ from mvps.surplus.retrial_queue import Ramp, RampPlan, Trace, Workload, ramp
 
 LEAST_PAIRS = 6
 _LEAD_CAP = 30.0  # minutes: an alarm that has been on for longer warns of nothing any more
+_UNKNOWN = (math.nan, math.nan, math.nan, math.nan)  # effect, low, high, power
 
 
 class Verdict(StrEnum):
@@ -61,7 +62,7 @@ def judge(name: str, claim: str, values: Sequence[float], least: float, meaningf
     seen = np.array([value for value in values if math.isfinite(value)])
     if len(seen) < LEAST_PAIRS:
         words = f"{len(seen)} pairs, {LEAST_PAIRS} are needed"
-        return Outcome(name, claim, Verdict.UNDERPOWERED, *(math.nan,) * 4, len(seen), words)
+        return Outcome(name, claim, Verdict.UNDERPOWERED, *_UNKNOWN, len(seen), words)
     mean = float(seen.mean())
     error = float(seen.std(ddof=1)) / math.sqrt(len(seen))
     bound = float(stats.t.ppf(0.975, len(seen) - 1))
@@ -155,7 +156,7 @@ UNTESTED: Mapping[str, str] = {
 
 def untested() -> list[Outcome]:
     """The falsifiers that nothing here can try, and why."""
-    return [Outcome(name, "", Verdict.NOT_TESTABLE, *(math.nan,) * 4, 0, why) for name, why in UNTESTED.items()]
+    return [Outcome(name, "", Verdict.NOT_TESTABLE, *_UNKNOWN, 0, why) for name, why in UNTESTED.items()]
 
 
 class Survival(NamedTuple):
