@@ -62,3 +62,11 @@ def test_tls_is_looked_at_before_anything_starts(tmp_path: Path) -> None:
     for half in ({"tls_cert": str(cert)}, {"tls_key": str(key), "tls_cert": str(cert)}):
         with pytest.raises(ValueError, match="tls_"):
             config(broker=half)
+
+
+def test_a_kernel_below_the_floor_is_refused_before_anything_is_attached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.release", lambda: "5.15.0-100-generic")
+    monkeypatch.setattr(start.VantageSet, "open", lambda *_, **__: pytest.fail("attached"))
+    with pytest.raises(start.StartError, match=r"5\.15\.0-100-generic is older than 6\.1") as caught:
+        start.attach(config())
+    assert caught.value.cause is start.Cause.PRIVILEGE
