@@ -15,4 +15,4 @@ def too_old(release: str) -> str:
     if numbers is None or (int(numbers[1]), int(numbers[2])) >= KERNEL_FLOOR:
         return ""
     floor = ".".join(map(str, KERNEL_FLOOR))
-    return f"kernel {release} is older than {floor}, and what its tracepoints say was never checked: boot {floor} or newer"
+    return f"kernel {release} is older than {floor}, whose tracepoints nobody has checked: boot {floor} or newer"
