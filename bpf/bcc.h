@@ -8,7 +8,8 @@
  *  - Maps are made by the loader (probes/bcc.py), as the object that libbpf would load declares them; MAP_FD_<name> is
  *    the descriptor. Constants are macros.
  *  - bcc rewrites only its main text, and makes programs only of functions there. The loader writes that text: this
- *    source included, and for each program `name` a function that calls `name_run`.
+ *    source included, and for each program `name` a function that calls `name_run`. So no program may be called as the
+ *    kernel calls a function of its own.
  */
 #ifndef MVPS_BCC_H
 #define MVPS_BCC_H

@@ -22,7 +22,7 @@ struct irq_cell {
 
 CELLS(irq_cells, struct irq_cell);
 
-int HOOK(softirq_entry, irq_enter, unsigned int vector)
+int HOOK(softirq_entry, irq_begun, unsigned int vector)
 {
     struct irq_cell *cell = own_cell(MAP(irq_cells));
 
@@ -33,7 +33,7 @@ int HOOK(softirq_entry, irq_enter, unsigned int vector)
     return 0;
 }
 
-int HOOK(softirq_exit, irq_exit, unsigned int vector)
+int HOOK(softirq_exit, irq_ended, unsigned int vector)
 {
     struct irq_cell *cell = own_cell(MAP(irq_cells));
     u64 slot = vector, ns;

@@ -94,7 +94,7 @@ int HOOK(sock_exceed_buf_limit, sock_buffer_limit, struct sock *sk)
     return 0;
 }
 
-int HOOK(kfree_skb, sock_drop, struct sk_buff *skb, void *location, unsigned int reason)
+int HOOK(kfree_skb, sock_dropped, struct sk_buff *skb, void *location, unsigned int reason)
 {
     struct sock_cell *cell = own_cell(MAP(sock_cells));
 

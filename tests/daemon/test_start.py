@@ -84,3 +84,11 @@ def test_the_operators_socket_is_served_beside_the_other_one(
     with pytest.raises(start.StartError, match="is no socket"):
         start.start(settings)
     assert not sockets["socket"].exists()
+
+
+def test_a_kernel_below_the_floor_is_refused_before_anything_is_attached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.release", lambda: "5.15.0-100-generic")
+    monkeypatch.setattr(start.VantageSet, "open", lambda *_, **__: pytest.fail("attached"))
+    with pytest.raises(start.StartError, match=r"5\.15\.0-100-generic is older than 6\.1") as caught:
+        start.attach(config())
+    assert caught.value.cause is start.Cause.PRIVILEGE

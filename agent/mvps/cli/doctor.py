@@ -27,11 +27,10 @@ from typing import TYPE_CHECKING, Literal
 
 from mvps.cli import exits
 from mvps.cli.settings import add_config_option, read_config
+from mvps.probes.kernel import too_old
 
 if TYPE_CHECKING:
     from mvps.daemon.config import Config
-
-KERNEL_FLOOR = (6, 1)
 
 # include/uapi/linux/capability.h
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
@@ -107,12 +106,10 @@ def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
 
 def kernel(release: str) -> Finding:
     """The running kernel against the floor."""
-    numbers = re.match(r"(\d+)\.(\d+)", release)
-    version = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
-    if version >= KERNEL_FLOOR:
-        return Finding("kernel", "ok", release)
-    floor = ".".join(map(str, KERNEL_FLOOR))
-    return Finding("kernel", "warn", f"{release} is older than {floor}", f"tested from {floor} on; try mvps check")
+    if reason := too_old(release):
+        detail, _, advice = reason.partition(": ")
+        return Finding("kernel", "fail", detail, advice)
+    return Finding("kernel", "ok", release)
 
 
 def btf(root: Path, release: str) -> Finding:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from mvps.daemon.notify import Notifier
 from mvps.daemon.service import Agent, NoUplink, Uplink
 from mvps.daemon.uplink import BrokerUplink
 from mvps.probes.bcc import chosen
+from mvps.probes.kernel import too_old
 from mvps.stream.spool import Spool, SpoolError
 from mvps.trust.counter import Counter, CounterError
 from mvps.trust.keys import KeySourceError, Kind, ObjectHasher, SecretKey, load_public
@@ -70,6 +72,8 @@ class Started:
 
 def attach(settings: Config) -> VantageSet:
     """Attach the configured vantages. StartError when a setting is wrong or none of them works."""
+    if reason := too_old(platform.release()):
+        raise StartError(Cause.PRIVILEGE, reason)
     try:
         names = settings.choose_vantages(tuple(VANTAGES))
         scope = resolve_scope(settings.scope.cgroup, settings.scope.netns)

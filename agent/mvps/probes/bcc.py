@@ -107,7 +107,9 @@ class BccObject:
             size = self._entries.get(declared.name, declared.entries)
             self._maps[declared.name] = create_map(declared, size)
         names = list(self._declared.hooks())
-        functions = [f"int {name}(struct bpf_raw_tracepoint_args *ctx) {{ return {name}_run((u64 *)ctx); }}" for name in names]
+        functions = [
+            f"int {name}(struct bpf_raw_tracepoint_args *ctx) {{ return {name}_run((u64 *)ctx); }}" for name in names
+        ]
         flags = ["-DMVPS_BCC", f"-I{self._sources}"]
         flags += [f"-D{name}={value}ULL" for name, value in self._constants.items()]
         flags += [f"-DMAP_FD_{name}={fd}" for name, fd in self._maps.items()]
