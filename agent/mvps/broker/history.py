@@ -28,8 +28,8 @@ from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from mvps.broker.bundle import Bundle, Figures, Report, Status
 
 SCHEMA_VERSION: Final = 3
-# Columns of a service's tick: axes of z, distances, limits.
-SERVICE_AXES: Final = ("net_c1", "net_c2", "net_c3", "ai_c1", "ai_c2", "ai_c3", "ai_c4")
+# Columns of a service's tick: axes of z but C_4, which is for operators only (001 sec. 28); distances; limits.
+SERVICE_AXES: Final = ("net_c1", "net_c2", "net_c3", "ai_c1", "ai_c2", "ai_c3")
 SERVICE_FIGURES: Final = (
     *SERVICE_AXES,
     *("d2_net", "d2_ai", "d2_joint"),

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The services as messages and as rows of the history."""
+"""The services as messages and as rows of the history.
+
+C_4 may be an axis and is not shown: which beliefs give way is for operators (001 sec. 28), who have the snapshots.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any, Final
 from mvps.broker.history import SERVICE_AXES, History, ServiceRow
 from mvps.broker.service_settings import ServiceSettings
 from mvps.broker.service_watch import ServiceView, ServiceWatch
+from mvps.coupling.joint import C4_AXIS
 from mvps.coupling.lead_lag import Lead
 from mvps.coupling.phases import ICPhase, advice
 from mvps.coupling.service import Coupling
@@ -54,9 +58,10 @@ def _state(settings: ServiceSettings, view: ServiceView | None) -> pb.ServiceSta
     tick = view.tick
     state.tick_time_ns = view.tick_ns
     state.used.extend(view.used)
-    state.axes.update({name: value for name, value in zip(view.axes, tick.z, strict=True) if not math.isnan(value)})
+    shown = zip(view.axes, tick.z, strict=True)
+    state.axes.update({name: value for name, value in shown if name != C4_AXIS and not math.isnan(value)})
     state.missing.update(view.missing)
-    if not math.isnan(tick.h[2]):
+    if C4_AXIS not in view.axes and not math.isnan(tick.h[2]):  # it would give C_4 away
         state.hamiltonian = tick.h[2]
     state.calibrated_ticks, state.needed_ticks = view.calibrated, view.needed
     state.problem, state.untaught = view.problem, view.untaught
@@ -118,7 +123,7 @@ def service_rows(views: Sequence[ServiceView]) -> list[ServiceRow]:
 
 def _figures(view: ServiceView) -> Iterator[tuple[str, float]]:
     tick = view.tick
-    yield from zip(SERVICE_AXES, tick.z, strict=False)  # C_4 comes last, and only where it is an axis
+    yield from zip(SERVICE_AXES, tick.z[: len(SERVICE_AXES)], strict=True)
     yield from zip(("d2_net", "d2_ai", "d2_joint"), tick.d2, strict=True)
     if view.limits is not None:
         yield from zip(("watch_net", "watch_ai", "watch_joint", "alarm_joint"), view.limits, strict=True)

@@ -31,7 +31,6 @@ _AXES: Final = {
     "ai_c1": "C_1 AI",
     "ai_c2": "C_2^W2",
     "ai_c3": "C_3^CKA",
-    "ai_c4": "C_4",
 }
 _DISTANCES: Final = (("net", "D² network", "tab:blue"), ("ai", "D² AI", "tab:purple"), ("joint", "D² both", "black"))
 _LEAST_D2: Final = 0.01  # the scale is logarithmic

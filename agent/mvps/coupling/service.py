@@ -8,7 +8,7 @@ than t and not older than its keep. A mean of fewer sources has another law, so 
 is missing. A surface has read anew once each of its sources has, and a row is *fresh* if both surfaces have read anew
 since the last fresh row.
 
-**Which axes** (ours). Those known in at least half of the calibration window's rows; a row without one of them is
+**Which axes** (ours). Those known in at least nine of ten rows of the calibration window; a row without one of them is
 incomplete. An axis that no source measures is thus left out, and named.
 
 **Calibration** (ours) is on fresh rows in which every source's own decision is BAU or WATCH. A gap is a step of more
@@ -49,7 +49,7 @@ WINDOW_TICKS = 600
 LAGS = 8
 _GAP = 2.5
 _ROWS_PER_GAP = 30
-_KNOWN = 0.5
+_KNOWN = 0.9
 _SPLIT = len(NET_AXES)
 _UNFIT = (ValueError, np.linalg.LinAlgError)
 
@@ -341,7 +341,7 @@ class ServiceMonitor:
         if not (used[:_SPLIT].any() and used[_SPLIT:].any()):
             self.calibrated = 0
             side = "AI" if used[:_SPLIT].any() else "network"
-            self.problem = f"no axis of the {side} surface is known in half of the ticks"
+            self.problem = f"no axis of the {side} surface is known in nine of ten ticks"
             return
         self._used, self._split = used, int(used[:_SPLIT].sum())
         complete = known[:, used].all(axis=1)
