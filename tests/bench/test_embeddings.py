@@ -37,6 +37,15 @@ def test_divergence_of_words_in_closed_form() -> None:
     assert embeddings.word_jsd(["a", "b", "c", "d"]) == pytest.approx((2.0, 0.0))
 
 
+def test_divergence_of_the_sources_cases_by_words() -> None:
+    """Two of five words shared are .6 bit, not about .3; four wordings of one fact have C_2 above .3 (001 sec. 3)."""
+    assert embeddings.word_jsd(embeddings.CASES["A"]) == embeddings.word_jsd(embeddings.CASES["C"]) == (0.0, 1.0)
+    assert embeddings.word_jsd(embeddings.CASES["D"]) == pytest.approx((0.6, 0.4))
+    divergence, c2 = embeddings.word_jsd(embeddings.CASES["B"])
+    assert c2 == pytest.approx(1.0 - divergence / 2.0)
+    assert 0.3 < c2 < 0.4
+
+
 def test_auroc_in_closed_form() -> None:
     assert embeddings.auroc([2.0, 3.0], [0.0, 1.0]) == 1.0
     assert embeddings.auroc([0.0], [1.0]) == 0.0
