@@ -154,6 +154,24 @@ def test_what_cannot_be_read_is_said_and_no_other_distance_takes_its_place() -> 
     assert any("nothing was read: " in note for note in bench.group.step(seen).notes)
 
 
+def test_only_the_latest_families_are_remembered() -> None:
+    bench = Bench()
+    for number, family in enumerate(("a", "b", "c", "d", "a", "e")):
+        seen = dataclasses.replace(bench.source.round(), family=family)
+        made = asyncio.run(bench.reader.read_into(seen, f"question {number} of {family}", "x"))
+        others = min(number, whitebox.KEPT_FAMILIES)
+        assert made.cka_unpaired.size == others * len(NAMES)
+    assert list(bench.reader._last) == ["d", "a", "e"]
+
+
+def test_prompts_that_all_look_alike_give_no_scale_and_it_is_said() -> None:
+    bench = Bench()
+    for _ in range(SCALE):
+        report = bench.group.step(dataclasses.replace(bench.round(), cka_unpaired=np.ones(8)))
+    assert report.state == "scales"
+    assert any("choose other layers" in note for note in report.notes)
+
+
 def test_tokens_beyond_the_limit_are_not_read_and_counted() -> None:
     bench = Bench()
     bench.reader = Reader(bench.models, hidden=False, most=10)

@@ -40,6 +40,8 @@ MOST_ATTENTION_BYTES: Final = 1 << 32
 LAW_ROWS: Final = 64
 # Tokens of an answer that become points: exact transport of clouds of unequal size has limits.
 MOST_POINTS: Final = 256
+# Families whose last readings are kept to tell what unrelated prompts look like: maps are large.
+KEPT_FAMILIES: Final = 3
 
 
 class WhiteboxError(Exception):
@@ -324,7 +326,10 @@ class Reader:
             for one, other in zip(readings, last, strict=True)
             if one is not None and other is not None
         ]
+        self._last.pop(seen.family, None)
         self._last[seen.family] = readings
+        if len(self._last) > KEPT_FAMILIES:
+            del self._last[next(iter(self._last))]  # the one that has not been asked for longest
         made = dataclasses.replace(
             seen,
             cka=compared.cka,
