@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bench.model_server import Said
+from mvps.semantic.reading import Reading
 
 try:
     import torch
@@ -42,6 +43,14 @@ class _Block(nn.Module):
         heads = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.merge(heads.transpose(1, 2).reshape(batch, length, WIDTH))
         return x + self.narrow(functional.gelu(self.widen(self.between(x))))
+
+    def looked_into(self, x: Any) -> tuple[Any, Any]:
+        """The same, with the attention maps (heads, length, length) of the one sentence that is in ``x``."""
+        _, length, _ = x.shape
+        q, k, _ = self.attend(self.before(x)).view(length, 3, HEADS, WIDTH // HEADS).permute(1, 2, 0, 3)
+        scores = q @ k.transpose(1, 2) / (WIDTH // HEADS) ** 0.5
+        later = torch.ones(length, length, dtype=torch.bool).triu(1)
+        return self(x), scores.float().masked_fill(later, -torch.inf).softmax(dim=-1)
 
 
 class _Network(nn.Module):
@@ -110,6 +119,7 @@ class Model:
         if law is None:
             with torch.inference_mode():
                 last = self._network(torch.tensor([prefix[self._lost :]]), self._lost)[0, -1]
+                last = last.float()
                 last[[PAD, BEGIN, ASK, UNKNOWN]] = -torch.inf
                 law = torch.log_softmax(last, dim=0).numpy()
             if len(self._kept) >= _MOST_KEPT:
@@ -126,6 +136,23 @@ class Model:
         if not 0 <= lost <= SHORTEST:
             raise ValueError(f"between 0 and {SHORTEST} tokens can be lost, not {lost}")
         return Model(self.words, self._network, lost)
+
+    def read(self, prompt: str, answer: str) -> Reading:
+        """What it makes of a prompt and an answer to it, given to it: all layers, all rows."""
+        prefix = [BEGIN, *self.tokens(prompt)[: LONGEST - 4], ASK, *self.tokens(answer)][:LONGEST]
+        network = self._network
+        with torch.inference_mode():
+            tokens = torch.tensor([prefix])
+            x, maps = network.words(tokens) + network.places.weight[: len(prefix)], []
+            for block in network.blocks:
+                x, attention = block.looked_into(x)
+                maps.append(attention.mean(dim=0))
+            laws = (network.after(x) @ network.words.weight.T)[0].float().softmax(dim=-1)
+        return Reading(*(one.numpy() for one in (torch.stack(maps), x[0].float(), laws)))
+
+    def rounded(self) -> Model:
+        """The same weights in bfloat16, and all that is computed with them."""
+        return Model(self.words, copy.deepcopy(self._network).bfloat16())
 
     def int8(self) -> Model:
         """Every weight matrix rounded to 8 bits, one scale a row."""
