@@ -136,5 +136,5 @@ def run(given: argparse.Namespace) -> Result:
         "replicas": rows,
     }
     rival = ten["answers"][-1]
-    holds = figure > rival and max(twice.values()) <= 1e-6
+    holds = figure > rival and max(twice.values()) <= 1e-5
     return Result(figure, "AUROC of 8-bit weights, ten prompts; the bar is that of answers", rival, holds, details)

@@ -49,5 +49,5 @@ def test_a_short_run_finds_a_model_from_another_seed() -> None:
     result = whitebox.run(argparse.Namespace(entities=6, epochs=1, full=False))
     rows = result.details["replicas"]
     assert rows["another seed"]["auroc"]["hidden"][-1] == 1.0
-    assert max(result.details["read_twice"].values()) <= 1e-6
+    assert max(result.details["read_twice"].values()) <= 1e-5
     assert set(rows["int8"]["auroc"]) == set(whitebox.STATISTICS)

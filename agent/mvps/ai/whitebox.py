@@ -72,9 +72,7 @@ class LocalModel:
     the group that is read. timeout_s: for a whole answer.
     """
 
-    def __init__(
-        self, name: str, tokenizer: Any, network: Any, layers: str = "middle", timeout_s: float = 60.0
-    ) -> None:
+    def __init__(self, name: str, tokenizer: Any, network: Any, layers: str = "middle", timeout_s: float = 60.0) -> None:
         import torch
 
         self.name = name
@@ -229,14 +227,21 @@ def load(section: CheckpointSection, layers: str) -> LocalModel:
             section.checkpoint, attn_implementation="eager", **given
         )
         network = network.to(device=section.device, dtype=getattr(torch, section.dtype))
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         # Long advice of transformers about its hub follows the first line.
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WhiteboxError(
             f"{section.name}: {section.checkpoint} cannot be loaded ({why}): name a folder in the format of "
             "transformers, or a model and revision that are in its local cache"
         ) from None
-    return LocalModel(section.name, tokenizer, network, layers, section.timeout_s)
+    model = LocalModel(section.name, tokenizer, network, layers, section.timeout_s)
+    try:
+        model.prompt_tokens("yes")
+    except Exception as error:  # whatever a chat template raises, it is better raised now than in a round
+        raise WhiteboxError(
+            f"{section.name}: its chat template cannot be filled ({type(error).__name__}); it needs jinja2"
+        ) from None
+    return model
 
 
 def load_all(section: WhiteboxSection) -> list[LocalModel]:
