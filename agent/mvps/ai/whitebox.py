@@ -72,7 +72,9 @@ class LocalModel:
     the group that is read. timeout_s: for a whole answer.
     """
 
-    def __init__(self, name: str, tokenizer: Any, network: Any, layers: str = "middle", timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, name: str, tokenizer: Any, network: Any, layers: str = "middle", timeout_s: float = 60.0
+    ) -> None:
         import torch
 
         self.name = name
