@@ -99,8 +99,11 @@ def test_a_replica_that_reads_differently_is_an_alarm_of_c3_while_every_word_agr
     bench = Bench()
     report = bench.step(SCALE + BASE)
     assert report.state == "watching"
-    quiet = bench.step(20)
-    assert quiet.phase in {"BAU", "WATCH"}
+    reports = [bench.step() for _ in range(100)]
+    phases = [one.phase for one in reports]
+    assert set(phases) <= {"BAU", "WATCH"}
+    assert phases.count("WATCH") <= 5
+    quiet = reports[-1]
     assert quiet.dof == 3
     assert quiet.axes["c3_cka"] == pytest.approx(1.0, abs=0.02)
     assert quiet.axes["next_jsd"] == pytest.approx(0.0, abs=0.01)
