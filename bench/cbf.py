@@ -20,7 +20,8 @@ taught often and truly (``against_sound``), without the hard negatives, and with
 was never taught with the fact (``c4_unseen``).
 
 Replica divergence: four replays of one model at temperature 0.3 and at 1, of which the last may be rounded to 8 bits,
-have noise on its last block, or come from another world's corpus. Attribution at 5 % by distance from the others (phi:
+have noise on its last block, come from another world's corpus, or have lost the first tokens of every prompt (cold
+context). Attribution at 5 % by distance from the others (phi:
 the embedding of each word; exact W_2) and, as a rival that needs the truth, by wrong answers; AUROC of that replica's
 mean excess and of the group's C_2^W2. These answers come from the engines in the process, without HTTP: hundreds of
 groups need hundreds of thousands.
@@ -83,6 +84,7 @@ CALIBRATING = 30
 MOST_WORDS = 6
 LEAST_POSITIVES = 100
 NOISE = 0.5
+COLD = 3  # tokens that are lost: the beginning's and the first two words
 LEVEL = 0.05
 PERMUTATIONS = 199
 SIZES = (10, 20, 40, 80, 160)
@@ -555,6 +557,7 @@ def _diverge_all(
             "int8": healthy.int8(),
             "noise": healthy.corrupted(NOISE, seed=k),
             "wrong checkpoint": models[(k + 1) % len(models)],
+            "cold context": healthy.cold(COLD),
         }
         for row, (name, last) in enumerate(faults.items()):
             found.setdefault(name, []).append(

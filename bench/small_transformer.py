@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bench.model_server import Said
+from mvps.semantic.reading import Reading
 
 try:
     import torch
@@ -23,6 +24,7 @@ except ImportError:
     raise SystemExit("bench: pip install torch (extra `models`): this benchmark trains its models itself") from None
 
 WIDTH, HEADS, LAYERS, LONGEST = 96, 4, 2, 16
+SHORTEST = 4  # tokens of any question, with its beginning and without the one that asks
 PAD, BEGIN, ASK, END, UNKNOWN = range(5)
 _SPECIAL = ("<pad>", "<begin>", "<ask>", "<end>", "<unknown>")
 _MOST_KEPT = 400_000  # distributions of one model: 0.4 GB at 240 words in single precision
@@ -42,6 +44,14 @@ class _Block(nn.Module):
         x = x + self.merge(heads.transpose(1, 2).reshape(batch, length, WIDTH))
         return x + self.narrow(functional.gelu(self.widen(self.between(x))))
 
+    def looked_into(self, x: Any) -> tuple[Any, Any]:
+        """The same, with the attention maps (heads, length, length) of the one sentence that is in ``x``."""
+        _, length, _ = x.shape
+        q, k, _ = self.attend(self.before(x)).view(length, 3, HEADS, WIDTH // HEADS).permute(1, 2, 0, 3)
+        scores = q @ k.transpose(1, 2) / (WIDTH // HEADS) ** 0.5
+        later = torch.ones(length, length, dtype=torch.bool).triu(1)
+        return self(x), scores.float().masked_fill(later, -torch.inf).softmax(dim=-1)
+
 
 class _Network(nn.Module):
     def __init__(self, vocabulary: int) -> None:
@@ -52,21 +62,25 @@ class _Network(nn.Module):
         for table in (self.words, self.places):
             nn.init.normal_(table.weight, std=0.05)
 
-    def forward(self, tokens: Any) -> Any:
-        x = self.words(tokens) + self.places.weight[: tokens.shape[1]]
+    def forward(self, tokens: Any, begin: int = 0) -> Any:
+        x = self.words(tokens) + self.places.weight[begin : begin + tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
         return self.after(x) @ self.words.weight.T
 
 
 class Model:
-    """A trained network and its words; an engine of ``bench.model_server``."""
+    """A trained network and its words; an engine of ``bench.model_server``.
 
-    def __init__(self, words: Sequence[str], network: Any) -> None:
+    lost: so many tokens at the beginning of every prompt are not attended to; the others keep their places.
+    """
+
+    def __init__(self, words: Sequence[str], network: Any, lost: int = 0) -> None:
         self.words = tuple(words)
         self._all = (*_SPECIAL, *self.words)
         self._number = {word: k for k, word in enumerate(self._all)}
         self._network = network.eval()
+        self._lost = lost
         self._kept: dict[tuple[int, ...], np.ndarray] = {}
 
     def tokens(self, text: str) -> list[int]:
@@ -104,13 +118,41 @@ class Model:
         law = self._kept.get(prefix)
         if law is None:
             with torch.inference_mode():
-                last = self._network(torch.tensor([prefix]))[0, -1]
+                last = self._network(torch.tensor([prefix[self._lost :]]), self._lost)[0, -1]
+                last = last.float()
                 last[[PAD, BEGIN, ASK, UNKNOWN]] = -torch.inf
                 law = torch.log_softmax(last, dim=0).numpy()
             if len(self._kept) >= _MOST_KEPT:
                 self._kept.clear()
             self._kept[prefix] = law
         return law
+
+    def cold(self, lost: int) -> Model:
+        """The same network without what it should remember of a prompt's first ``lost`` tokens, BEGIN among them.
+
+        As where a router expects a prefix in a cache that does not hold it, and the engine goes on without. ValueError
+        when a prompt's last token, which asks for the answer, could be among them.
+        """
+        if not 0 <= lost <= SHORTEST:
+            raise ValueError(f"between 0 and {SHORTEST} tokens can be lost, not {lost}")
+        return Model(self.words, self._network, lost)
+
+    def read(self, prompt: str, answer: str) -> Reading:
+        """What it makes of a prompt and an answer to it, given to it: all layers, all rows."""
+        prefix = [BEGIN, *self.tokens(prompt)[: LONGEST - 4], ASK, *self.tokens(answer)][:LONGEST]
+        network = self._network
+        with torch.inference_mode():
+            tokens = torch.tensor([prefix])
+            x, maps = network.words(tokens) + network.places.weight[: len(prefix)], []
+            for block in network.blocks:
+                x, attention = block.looked_into(x)
+                maps.append(attention.mean(dim=0))
+            laws = (network.after(x) @ network.words.weight.T)[0].float().softmax(dim=-1)
+        return Reading(*(one.numpy() for one in (torch.stack(maps), x[0].float(), laws)))
+
+    def rounded(self) -> Model:
+        """The same weights in bfloat16, and all that is computed with them."""
+        return Model(self.words, copy.deepcopy(self._network).bfloat16())
 
     def int8(self) -> Model:
         """Every weight matrix rounded to 8 bits, one scale a row."""

@@ -256,3 +256,14 @@ def test_a_tiny_model_learns_is_asked_over_http_and_judged():
     said = [[m.generate(one.text, 6, 0.0, rng)[0] for one in canaries] for m in (model, model, noisy)]
     assert said[0] == said[1]
     assert said[0] != said[2]
+    # A cold context loses the words at the beginning, and nothing of a prompt that differs only there.
+    same, lost = model.cold(0), model.cold(cbf.COLD)
+    assert [same.generate(one.text, 6, 0.0, rng)[0] for one in canaries] == said[0]
+    cold = [[token.word for token in lost.generate(one.text, 6, 0.0, rng)[0]] for one in canaries]
+    changed = [a != [token.word for token in b] for a, b in zip(cold, said[0], strict=True)]
+    assert 0.1 < np.mean(changed) < 1.0
+    first, other = "what is the river of", "name is the river of"
+    assert lost.generate(first, 6, 0.0, rng) != model.generate(first, 6, 0.0, rng)
+    assert lost.generate(first, 6, 0.0, rng) == lost.generate(other, 6, 0.0, rng)
+    with pytest.raises(ValueError, match="can be lost"):
+        model.cold(small_transformer.SHORTEST + 1)

@@ -61,6 +61,21 @@ async def test_an_agent_that_is_not_there_is_said_once_and_rounds_go_on(tmp_path
     assert err.count("not in the snapshots: no agent at") == 1
 
 
+async def test_rounds_become_events_where_they_are_wanted(tmp_path: Path) -> None:
+    wanted = f'[events]\nfile = "{tmp_path}/events.jsonl"\notlp = "http://127.0.0.1:9"\n'
+    async with two(tmp_path, wanted) as (path, _):
+        prompts = tmp_path / "prompts.toml"
+        prompts.write_text('[[family]]\nname = "f"\n[[family.prompt]]\ntext = "Where?"\nexpect = "Paris"\n')
+        path.write_text(path.read_text().replace('name = "g"', f'name = "g"\nprompts = "{prompts}"', 1))
+        code, _, err = await mvps("ai", "probe", "--config", str(path), "--rounds", "3", "--json")
+    assert code == 0, err
+    assert err.count("events: the collector cannot be reached") == 1
+    assert "events of 3 rounds did not arrive" in err
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+    assert all("mvps.expected" in line and "Paris" not in line and "Where" not in line for line in lines)
+
+
 async def test_probe_prints_a_line_for_people(tmp_path: Path) -> None:
     async with two(tmp_path) as (path, _):
         code, out, _ = await mvps("ai", "probe", "--config", str(path), "--rounds", "1")
@@ -117,6 +132,14 @@ def test_example_is_what_config_reads(capsys: pytest.CaptureFixture[str], tmp_pa
     said = capsys.readouterr().out
     assert "L-AI-A4.a    no" in said
     assert "A4 conformant by" in said
+
+
+def test_example_for_checkpoints_is_what_config_reads(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["ai", "example", "--whitebox"]) == 0
+    path = tmp_path / "ai.toml"
+    path.write_text(capsys.readouterr().out)
+    assert main(["ai", "conformance", "--config", str(path)]) in {0, 1}
+    assert "L-AI-A4.a" in capsys.readouterr().out
 
 
 def test_a_rephraser_that_is_the_encoder_costs_condition_c(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

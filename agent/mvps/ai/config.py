@@ -161,6 +161,22 @@ class C4Section(_Section):
     watch: float = Field(0.8, ge=0, le=1)
 
 
+class EventsSection(_Section):
+    """Rounds as OpenTelemetry events, for whoever collects them (``mvps.ai.events``)."""
+
+    otlp: _Url | None = Field(None, description="base of an OTLP/HTTP collector, such as http://127.0.0.1:4318")
+    file: Path | None = Field(None, description="or a file that a line of OTLP's JSON is added to every round")
+    key_file: str = ""
+    timeout_s: float = Field(5.0, gt=0, le=60)
+    lateral: bool = Field(False, description="C_4, its label and the topic too: only where operators alone read them")
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if self.otlp is None and self.file is None:
+            raise ValueError("events go somewhere: set otlp or file")
+        return self
+
+
 class AiConfig(_Section):
     """Everything ``mvps ai probe`` can be told."""
 
@@ -181,6 +197,7 @@ class AiConfig(_Section):
     calibration: CalibrationSection = CalibrationSection.model_validate({})
     c4: C4Section = C4Section.model_validate({})
     limits: tuple[LimitsSection, ...] = ()
+    events: EventsSection | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:

@@ -250,6 +250,11 @@ class Group:
                 )
                 return
             null = float(unpaired.mean())
+            try:
+                cka.c3_cka(np.eye(2), null)
+            except ValueError as error:
+                self._problem = str(error)
+                return
         threshold, note = self._find_delta(rounds)
         self._scales = Scales(ttft, total, ends, largest, threshold, (*notes, *([note] if note else [])), null)
         self._problem = ""

@@ -30,6 +30,7 @@ from mvps.semantic.transport import pairwise, transport
 # While the scales are being found, rephrasings come this often, and replays in every round.
 _CALIBRATION_FULL_EVERY = 5
 
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """One replica's answers of one round: to the canary, to its repetition, and to it in other words."""

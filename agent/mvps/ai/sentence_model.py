@@ -104,7 +104,7 @@ def load_folder(folder: Path, device: str = "cpu") -> SentenceModel:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(place), **given)
         network = transformers.AutoModel.from_pretrained(str(place), **given).float().to(device)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EncoderError(f"{folder} cannot be loaded: {why}") from None
     most = min(most, int(getattr(network.config, "max_position_embeddings", most)))

@@ -40,6 +40,8 @@ MOST_ATTENTION_BYTES: Final = 1 << 32
 LAW_ROWS: Final = 64
 # Tokens of an answer that become points: exact transport of clouds of unequal size has limits.
 MOST_POINTS: Final = 256
+# Families whose last readings are kept to tell what unrelated prompts look like: maps are large.
+KEPT_FAMILIES: Final = 3
 
 
 class WhiteboxError(Exception):
@@ -227,14 +229,21 @@ def load(section: CheckpointSection, layers: str) -> LocalModel:
             section.checkpoint, attn_implementation="eager", **given
         )
         network = network.to(device=section.device, dtype=getattr(torch, section.dtype))
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         # Long advice of transformers about its hub follows the first line.
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WhiteboxError(
             f"{section.name}: {section.checkpoint} cannot be loaded ({why}): name a folder in the format of "
             "transformers, or a model and revision that are in its local cache"
         ) from None
-    return LocalModel(section.name, tokenizer, network, layers, section.timeout_s)
+    model = LocalModel(section.name, tokenizer, network, layers, section.timeout_s)
+    try:
+        model.prompt_tokens("yes")
+    except Exception as error:  # whatever a chat template raises, it is better raised now than in a round
+        raise WhiteboxError(
+            f"{section.name}: its chat template cannot be filled ({type(error).__name__}); it needs jinja2"
+        ) from None
+    return model
 
 
 def load_all(section: WhiteboxSection) -> list[LocalModel]:
@@ -324,7 +333,10 @@ class Reader:
             for one, other in zip(readings, last, strict=True)
             if one is not None and other is not None
         ]
+        self._last.pop(seen.family, None)
         self._last[seen.family] = readings
+        if len(self._last) > KEPT_FAMILIES:
+            del self._last[next(iter(self._last))]  # the one that has not been asked for longest
         made = dataclasses.replace(
             seen,
             cka=compared.cka,

@@ -110,19 +110,21 @@ class Service:
         return self._broker.info()
 
     async def _list_vantages(self, request: pb.ListVantagesRequest, context: Context) -> pb.ListVantagesResponse:
+        operator = self._is_operator(context)
         await self._local_only(context)
         answer = self._broker.vantages()
-        if not self._is_operator(context):
+        if not operator:
             answer.withheld.extend(withhold(one for vantage in answer.vantages for one in vantage.latest.surfaces))
         return answer
 
     async def _get_history(self, request: pb.GetHistoryRequest, context: Context) -> pb.GetHistoryResponse:
+        operator = self._is_operator(context)  # asked once it has ended, gRPC ends the process
         await self._local_only(context)
         try:
             answer = await self._broker.history(request)
         except StoreError as error:
             await abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
-        if not self._is_operator(context):
+        if not operator:
             answer.withheld.extend(withhold(one for row in answer.rows for one in row.snapshot.surfaces))
         return answer
 

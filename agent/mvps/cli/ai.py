@@ -183,6 +183,7 @@ def _probe(arguments: argparse.Namespace) -> int:
 
 async def _rounds(config: AiConfig, most: int, show: Callable[[Report], str]) -> None:
     from mvps.ai import kept, prompts
+    from mvps.ai.events import Sender
     from mvps.ai.group import Group
     from mvps.ai.probe import Probe
     from mvps.ai.surface import surface_of
@@ -213,8 +214,16 @@ async def _rounds(config: AiConfig, most: int, show: Callable[[Report], str]) ->
     async with _session(config) as session:
         replicas, encoder, reader = _asked(session, config)
         probe = Probe(config, canaries, replicas, encoder, group, reader=reader)
+        events = Sender(session, config.events, config.name, _key(config.events.key_file)) if config.events else None
         done = 0
-        said = ""
+        said: dict[str, str] = {}
+
+        def once(where: str, told: str, again: str) -> None:
+            """Say what went wrong once for each change, not once a round."""
+            if told != said.get(where, ""):
+                print(told or again, file=sys.stderr)
+            said[where] = told
+
         due = time.monotonic()
         with contextlib.suppress(asyncio.CancelledError):
             while not most or done < most:
@@ -227,15 +236,17 @@ async def _rounds(config: AiConfig, most: int, show: Callable[[Report], str]) ->
                     if config.agent:
                         surface = surface_of(report, config.name, of[:16], config.calibration.cutoffs)
                         told = await asyncio.to_thread(_tell, config.agent, surface, _stands_ns(config))
-                        if told != said:  # once for each change, not once a round
-                            print(told or f"{config.agent} takes the reports again", file=sys.stderr)
-                        said = told
+                        once("agent", told, f"{config.agent} takes the reports again")
+                    if events is not None:
+                        once("events", await events.send(report), "events arrive again")
                 # A round that took longer than the period is not caught up with: the replicas are busy enough.
                 due = max(due + config.pace.period_s, time.monotonic())
                 if not most or done < most:
                     await asyncio.sleep(due - time.monotonic())
         skipped = ", ".join(f"{count} {what}" for what, count in probe.skipped.items() if count)
         print(f"{probe.requests} questions; over the budget: {skipped or 'nothing'}", file=sys.stderr)
+        if events is not None and events.dropped:
+            print(f"events of {events.dropped} rounds did not arrive", file=sys.stderr)
 
 
 def _restore(path: Path | None, of: str, group: Group) -> bool:

@@ -84,7 +84,7 @@ def compare(readings: Sequence[Reading | None]) -> Compared:
     enough = bool(there) and there[0][1].attention.shape[1] >= LEAST_ROWS
     prepared = {k: [_prepare(layer) for layer in one.attention] for k, one in there} if enough else {}
     rows = {k: _rows(one) for k, one in there}
-    divergences = []
+    divergences: list[float] = []
     for k, one in there:
         between[k, k] = 0.0
         if enough:
