@@ -237,8 +237,9 @@ class Decoding:
         square, risk, tension = np.square(step.dlogits), step.risk, step.tension(self._controller.settings.tension)
         candidates = np.isfinite(step.log_p).sum(axis=1)
         looks = control.look if self._controller.surrogate is not None else np.zeros(len(slots), dtype=bool)
-        columns = (step.kl, square, risk, step.fallback, candidates, looks, step.now.theta[:, 0], step.now.phi[:, 0])
-        rows = zip(slots.tolist(), *(column.tolist() for column in columns), tension.tolist(), strict=True)
+        theta_now, phi_now = step.now.theta[:, 0], step.now.phi[:, 0]
+        columns = (slots, step.kl, square, risk, step.fallback, candidates, looks, theta_now, phi_now, tension)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
         for slot, kl, dlogits, at_risk, fallback, count, looked, theta, phi, pulled in rows:
             one = self._slots.get(slot)
             if one is None:
