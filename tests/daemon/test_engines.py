@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -291,3 +293,12 @@ def test_the_hosts_pressure_is_what_its_vantages_and_its_kernel_surface_say(engi
     assert engines.status().pressure["kernel"] == pytest.approx(2 / 3)
     surface.decision.phase = PHASE_CALIBRATING
     assert host_flows(snapshot, {"mm": observation("mm", None)}, SECOND) == {}
+
+
+def test_an_agent_without_engines_loads_nothing_of_them() -> None:
+    script = (
+        "import sys, mvps.daemon.start\n"
+        "print([name for name in sys.modules if name.startswith(('mvps.surplus', 'mvps.daemon.engines'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
