@@ -18,6 +18,7 @@ from mvps.daemon.engines import (
     FLUSH_NS,
     MAX_LINES,
     MAX_STREAMS_KEPT,
+    PACKETS_PER_S,
     Engines,
     Refused,
     Stream,
@@ -214,6 +215,12 @@ def test_streams_that_ended_are_kept_until_they_are_sealed_but_not_without_end(e
     for number in range(MAX_STREAMS_KEPT + 5):
         engines.close(engines.open(f"e{number}"))
     assert len(engines.status().engines) == MAX_STREAMS_KEPT
+    assert refused(engines) == {}
+    for number in range(MAX_STREAMS_KEPT + 1):
+        unsealed = Engine(engines, f"u{number}")
+        unsealed.send(cap(clock))
+        engines.close(unsealed.stream)
+    assert refused(engines) == {"unsealed": 1}
 
 
 def test_heads_that_moved_travel_in_the_snapshot_and_a_broker_takes_it(engines: Engines, clock: Clock) -> None:
@@ -275,6 +282,19 @@ def test_a_tick_closes_the_minute_where_no_engine_does(engines: Engines, clock: 
     assert (figures.connected, figures.packets, figures.refused) == (1, 1, {})
     assert figures.tenants["acme"].state == "Green"
     assert figures.tenants["acme"].xi is None
+
+
+def test_an_engine_that_runs_wild_is_answered_later(clock: Clock) -> None:
+    now = [100.0]
+    engines = Engines(SECOND, 4, clock, lambda: now[0])
+    assert engines.pause_s(int(PACKETS_PER_S)) == 0.0, "a second's worth may come at once"
+    assert engines.pause_s(64) == pytest.approx(64 / PACKETS_PER_S)
+    assert engines.pause_s(64) == pytest.approx(128 / PACKETS_PER_S)
+    now[0] += 128 / PACKETS_PER_S
+    assert engines.pause_s(0) == pytest.approx(1 / PACKETS_PER_S)
+    now[0] += 3600.0
+    assert engines.pause_s(int(PACKETS_PER_S)) == pytest.approx(0.0, abs=1e-9)
+    assert engines.pause_s(64) > 0.0, "what was not used is not saved for ever"
 
 
 def observation(vantage: str, stalled_ms: float | None) -> Observation:

@@ -12,6 +12,7 @@ import grp
 import os
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
@@ -268,7 +269,10 @@ class _Local(local_pb2_grpc.LocalServicer):
             for batch in requests:
                 if stream is None:
                     stream = engines.open(batch.chain)
-                yield engines.take(stream, batch)
+                answer = engines.take(stream, batch)
+                if pause_s := engines.pause_s(len(batch.lines)):
+                    time.sleep(pause_s)
+                yield answer
         except Refused as refused:
             code = grpc.StatusCode.RESOURCE_EXHAUSTED if refused.full else grpc.StatusCode.INVALID_ARGUMENT
             context.abort(code, str(refused))
