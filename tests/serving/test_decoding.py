@@ -225,6 +225,9 @@ def test_another_models_embeddings_and_a_salt_that_can_be_guessed_are_refused() 
         desk.decoding.step(np.zeros((1, VOCABULARY + 1), dtype=np.float32), slots)
     with pytest.raises(ValueError, match="can be guessed"):
         Decoding(desk.decoding._controller, "m", b"short", lambda _: OFF, desk.packets.append)
+    with pytest.raises(ValueError, match="a name has"):
+        desk.decoding.open(1, "Ann Smith", b"r", 0.8, PROMPT)
+    assert desk.decoding.room == CAPACITY - 1
 
 
 def test_tokens_without_an_embedding_are_passed_over() -> None:

@@ -96,7 +96,7 @@ def _asked(arguments: argparse.Namespace) -> SurplusStatusResponse:
 
     with agent_at(arguments.socket) as agent:
         answer: SurplusStatusResponse = agent.SurplusStatus(pb.SurplusStatusRequest(), timeout=CALL_SECONDS)
-        return answer
+    return answer
 
 
 def _code(tenants: Sequence[TenantControl]) -> int:

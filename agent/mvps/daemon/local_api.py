@@ -3,7 +3,7 @@
 
 Synchronous gRPC with a few threads: they sleep until a request or a new tick comes, and only read published
 state, so the tick thread never waits for them. Whoever may open the socket (mode 0660, owner and group)
-may also accept baselines, reload, and report surfaces.
+may also accept baselines, reload, report surfaces, and send audit packets of an engine.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from mvps.surplus.controller import Control, Controller, Fallback, Step
 from mvps.surplus.geometry import TickRule
 from mvps.surplus.indicators import Band
 from mvps.surplus.minutes import Directive
-from mvps.surplus.packets import ActionKind, Cap, FallbackCause, State, salted
+from mvps.surplus.packets import ActionKind, Cap, FallbackCause, State, checked_name, salted
 
 OFF: Final = Directive("", 0.0, 0.0, 0.0, math.nan, Band.GREEN, False, False, False)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -95,7 +95,9 @@ class Decoding:
         ticks: TickRule | None = None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        salted(b"", salt)  # one that is too short is refused now and not with the first request
+        # What cannot be in a packet is refused now and not at the end of the first tick.
+        salted(b"", salt)
+        checked_name(model)
         self._controller = controller
         self._model = model
         self._salt = salt
@@ -137,6 +139,7 @@ class Decoding:
         """A new request in a slot. request: what names it, of which a salted hash is kept. goal: (d,)."""
         if not 0 <= slot < len(self._temperature):
             raise ValueError(f"no slot {slot}: there are {len(self._temperature)}")
+        checked_name(tenant)
         if slot in self._slots:
             self.close(slot)
         tokens = self._known_tokens(prompt)

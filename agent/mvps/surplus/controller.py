@@ -253,10 +253,10 @@ class Controller:
 
     def apply(self, logits: Logits, slots: TokenArray, control: Control, temperature: FloatArray) -> Step:
         """Move the logits (n, V) of one step in place. slots, temperature: (n,); 0 is greedy."""
-        candidates = top_k(logits, self.settings.top_k)
-        z = taken(logits, candidates)
         # Once for all: entering it costs as much as the arithmetic of a small batch.
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            candidates = top_k(logits, self.settings.top_k)
+            z = taken(logits, candidates)
             return self._apply(z, candidates, logits, candidates, slots, control, temperature)
 
     def apply_to_candidates(
