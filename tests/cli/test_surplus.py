@@ -120,7 +120,7 @@ def test_status_shows_engines_and_tenants(desk: Desk, capsys: pytest.CaptureFixt
     desk.agent.answer = busy()
     assert desk("status") == exits.OK
     said = capsys.readouterr().out
-    assert "1 engines connected, 7 packets verified" in said
+    assert "engines connected: 1, packets verified: 7" in said
     assert "engine-1  7      connected  6/8      2        50%" in said
     assert "acme    Caution  0.500   0.0080        -       yes          -" in said
     assert "pressure: cpu 0.20, engines 0.30\nrefused: late 2\n" in said

@@ -119,7 +119,7 @@ def _status(arguments: argparse.Namespace) -> int:
         print("no engine has connected to this agent")
     else:
         connected = sum(one.connected for one in answer.engines)
-        print(f"{connected} engines connected, {answer.packets} packets verified")
+        print(f"engines connected: {connected}, packets verified: {answer.packets}")
     if answer.engines:
         rows = [("chain", "lines", "", "running", "waiting", "kv cache", "dropped")]
         print(_indent(view.table([*rows, *(_engine_row(one) for one in answer.engines)])))
