@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mvps.coherence.observation import HIST_BINS, Observation, Scale
 from mvps.daemon.engines import (
@@ -322,3 +324,36 @@ def test_an_agent_without_engines_loads_nothing_of_them() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(0, 900), st.binary(max_size=4)), max_size=3),
+    st.dictionaries(st.sampled_from(["acme", "other", "nobody", ""]), st.floats(), max_size=3),
+    st.tuples(*[st.sampled_from([0, 1, 8, 2**32, 2**32 + 1, 2**64 - 1])] * 4),
+    st.floats(),
+)
+def test_whatever_an_engine_sends_is_taken_whole_or_refused_whole(
+    edits: list[tuple[int, bytes]], spread: dict[str, float], counts: tuple[int, int, int, int], cache: float
+) -> None:
+    clock = Clock()
+    engines = Engines(SECOND, 4, clock)
+    engine = Engine(engines)
+    running, waiting, slots, dropped = counts
+    load = pb.EngineLoad(running=running, waiting=waiting, slots=slots, kv_cache_use=cache)
+    batch = engine.batch(cap(clock), cap(clock, "other"), spread=spread, dropped=dropped, load=load)
+    for position, octets in edits:
+        line = bytearray(batch.lines[0])
+        line[position : position + len(octets)] = octets
+        batch.lines[0] = bytes(line)
+    try:
+        taken = engines.take(engine.stream, batch).length
+    except Refused:
+        taken = 0
+    assert taken in (0, 2)
+    assert engine.stream.chain.length == taken
+    clock.now += MINUTE_NS + GRACE_NS
+    tick(engines)
+    status = engines.status()
+    assert status.packets == taken
+    assert len([parse(line, HealthMinute) for line in status.health]) == taken
