@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "coupling": {"coherence"},
     "robust": {"coherence"},
     "semantic": {"coherence"},
+    "serving": {"coherence", "settings", "surplus", "v1"},
     "settings": set(),
     "surplus": {"coherence"},
     "trust": {"v1"},

@@ -14,6 +14,8 @@ import pytest
 
 from mvps.cli import exits
 from mvps.cli.main import main
+from mvps.cli.surplus import KINDS
+from mvps.surplus import packets
 from mvps.surplus.packets import Cap, Chain, HealthMinute, Policy, parse, record_header, render
 from mvps.v1 import local_pb2, local_pb2_grpc
 
@@ -118,7 +120,7 @@ def test_status_shows_engines_and_tenants(desk: Desk, capsys: pytest.CaptureFixt
     desk.agent.answer = busy()
     assert desk("status") == exits.OK
     said = capsys.readouterr().out
-    assert "1 engines connected, 7 packets verified" in said
+    assert "engines connected: 1, packets verified: 7" in said
     assert "engine-1  7      connected  6/8      2        50%" in said
     assert "acme    Caution  0.500   0.0080        -       yes          -" in said
     assert "pressure: cpu 0.20, engines 0.30\nrefused: late 2\n" in said
@@ -263,3 +265,17 @@ def test_a_policy_that_cannot_be_used_says_why(
     path.write_text(json.dumps(json.loads(capsys.readouterr().out) | change))
     assert main(["surplus", "policy", str(path)]) == exits.USAGE
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", packets.KINDS)
+def test_the_schemas_that_are_checked_in_are_those_of_the_models(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["surplus", "schema", kind]) == exits.OK
+    checked_in = Path(__file__).parents[2] / f"proto/surplus/{kind}.json"
+    assert checked_in.read_text() == capsys.readouterr().out, f"mvps surplus schema {kind} > {checked_in.name}"
+
+
+def test_every_kind_has_a_schema_file_and_the_command_knows_it() -> None:
+    files = {path.name.removesuffix(".json") for path in (Path(__file__).parents[2] / "proto/surplus").iterdir()}
+    assert files == set(packets.KINDS) == set(KINDS)

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mvps.coherence.observation import HIST_BINS, Observation, Scale
 from mvps.daemon.engines import (
@@ -16,6 +20,7 @@ from mvps.daemon.engines import (
     FLUSH_NS,
     MAX_LINES,
     MAX_STREAMS_KEPT,
+    PACKETS_PER_S,
     Engines,
     Refused,
     Stream,
@@ -212,6 +217,12 @@ def test_streams_that_ended_are_kept_until_they_are_sealed_but_not_without_end(e
     for number in range(MAX_STREAMS_KEPT + 5):
         engines.close(engines.open(f"e{number}"))
     assert len(engines.status().engines) == MAX_STREAMS_KEPT
+    assert refused(engines) == {}
+    for number in range(MAX_STREAMS_KEPT + 1):
+        unsealed = Engine(engines, f"u{number}")
+        unsealed.send(cap(clock))
+        engines.close(unsealed.stream)
+    assert refused(engines) == {"unsealed": 1}
 
 
 def test_heads_that_moved_travel_in_the_snapshot_and_a_broker_takes_it(engines: Engines, clock: Clock) -> None:
@@ -275,6 +286,19 @@ def test_a_tick_closes_the_minute_where_no_engine_does(engines: Engines, clock: 
     assert figures.tenants["acme"].xi is None
 
 
+def test_an_engine_that_runs_wild_is_answered_later(clock: Clock) -> None:
+    now = [100.0]
+    engines = Engines(SECOND, 4, clock, lambda: now[0])
+    assert engines.pause_s(int(PACKETS_PER_S)) == 0.0, "a second's worth may come at once"
+    assert engines.pause_s(64) == pytest.approx(64 / PACKETS_PER_S)
+    assert engines.pause_s(64) == pytest.approx(128 / PACKETS_PER_S)
+    now[0] += 128 / PACKETS_PER_S
+    assert engines.pause_s(0) == pytest.approx(1 / PACKETS_PER_S)
+    now[0] += 3600.0
+    assert engines.pause_s(int(PACKETS_PER_S)) == pytest.approx(0.0, abs=1e-9)
+    assert engines.pause_s(64) > 0.0, "what was not used is not saved for ever"
+
+
 def observation(vantage: str, stalled_ms: float | None) -> Observation:
     facts = {} if stalled_ms is None else {"psi_some_ms": stalled_ms}
     return Observation(vantage, Scale("ns", 1024.0, 1024.0), np.zeros(HIST_BINS), facts=facts)
@@ -291,3 +315,45 @@ def test_the_hosts_pressure_is_what_its_vantages_and_its_kernel_surface_say(engi
     assert engines.status().pressure["kernel"] == pytest.approx(2 / 3)
     surface.decision.phase = PHASE_CALIBRATING
     assert host_flows(snapshot, {"mm": observation("mm", None)}, SECOND) == {}
+
+
+def test_an_agent_without_engines_loads_nothing_of_them() -> None:
+    script = (
+        "import sys, mvps.daemon.start\n"
+        "print([name for name in sys.modules if name.startswith(('mvps.surplus', 'mvps.daemon.engines'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(0, 900), st.binary(max_size=4)), max_size=3),
+    st.dictionaries(st.sampled_from(["acme", "other", "nobody", ""]), st.floats(), max_size=3),
+    st.tuples(*[st.sampled_from([0, 1, 8, 2**32, 2**32 + 1, 2**64 - 1])] * 4),
+    st.floats(),
+)
+def test_whatever_an_engine_sends_is_taken_whole_or_refused_whole(
+    edits: list[tuple[int, bytes]], spread: dict[str, float], counts: tuple[int, int, int, int], cache: float
+) -> None:
+    clock = Clock()
+    engines = Engines(SECOND, 4, clock)
+    engine = Engine(engines)
+    running, waiting, slots, dropped = counts
+    load = pb.EngineLoad(running=running, waiting=waiting, slots=slots, kv_cache_use=cache)
+    batch = engine.batch(cap(clock), cap(clock, "other"), spread=spread, dropped=dropped, load=load)
+    for position, octets in edits:
+        line = bytearray(batch.lines[0])
+        line[position : position + len(octets)] = octets
+        batch.lines[0] = bytes(line)
+    try:
+        taken = engines.take(engine.stream, batch).length
+    except Refused:
+        taken = 0
+    assert taken in (0, 2)
+    assert engine.stream.chain.length == taken
+    clock.now += MINUTE_NS + GRACE_NS
+    tick(engines)
+    status = engines.status()
+    assert status.packets == taken
+    assert len([parse(line, HealthMinute) for line in status.health]) == taken

@@ -325,3 +325,26 @@ def test_report_of_a_step() -> None:
 def test_settings_that_make_no_sense_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(Settings(), **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("mode", ["kl", "box", "l2"])
+def test_candidates_that_somebody_else_found_are_moved_as_the_whole_row_is(dtype: type, mode: str) -> None:
+    whole = logits(6).astype(dtype)
+    whole[2, 5:] = -np.inf
+    one, other = (controller(6, Settings(mode=mode)) for _ in range(2))
+    slots, temperature = np.arange(6), np.array([0.5, 0.8, 1.0, 0.0, 2.0, 0.8])
+    before = whole.copy()
+    step = one.apply(whole, slots, control(6), temperature)
+    found = np.take_along_axis(before, step.candidates, axis=1)
+    again = other.apply_to_candidates(step.candidates, found, slots, control(6), temperature)
+    np.testing.assert_array_equal(found, np.take_along_axis(whole, step.candidates, axis=1))
+    np.testing.assert_array_equal(again.kl, step.kl)
+    assert step.kl.any()
+
+
+def test_candidates_and_their_logits_are_of_one_shape() -> None:
+    with pytest.raises(ValueError, match=r"both are \(n, 8\)"):
+        controller(2).apply_to_candidates(
+            np.zeros((2, 4), dtype=np.intp), np.zeros((2, 4)), np.arange(2), control(2), np.ones(2)
+        )

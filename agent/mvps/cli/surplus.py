@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mvps.surplus.packets import Chain, HealthMinute
     from mvps.v1.local_pb2 import EngineState, SurplusStatusResponse, TenantControl
 
+# As in packets.KINDS, which is slow to import.
+KINDS: Final = ("cap.v1", "health.v1", "policy.v1", "incident.v1", "credit.v1")
 # Lines of a record that are verified at a time.
 _CHUNK: Final = 256
 _TROUBLE: Final = ("Action", "Emergency")
@@ -66,6 +68,12 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
         "exit codes: 0 it can be used, 2 it cannot",
     )
     policy.add_argument("file", type=Path, nargs="?", metavar="FILE", help="one policy.v1 as JSON")
+    schema = add(
+        "schema",
+        "print the JSON Schema of a kind of packet",
+        "examples:\n  mvps surplus schema cap.v1\nexit codes: 0 printed, 2 no such kind",
+    )
+    schema.add_argument("kind", choices=KINDS)
     for action in (status, explain, replay, policy):
         action.add_argument("--json", action="store_true", help="one JSON object")
     for action in (status, explain):
@@ -78,7 +86,7 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run one action."""
-    actions = {"status": _status, "explain": _explain, "replay": _replay, "policy": _policy}
+    actions = {"status": _status, "explain": _explain, "replay": _replay, "policy": _policy, "schema": _schema}
     return actions[arguments.action](arguments)
 
 
@@ -88,7 +96,7 @@ def _asked(arguments: argparse.Namespace) -> SurplusStatusResponse:
 
     with agent_at(arguments.socket) as agent:
         answer: SurplusStatusResponse = agent.SurplusStatus(pb.SurplusStatusRequest(), timeout=CALL_SECONDS)
-        return answer
+    return answer
 
 
 def _code(tenants: Sequence[TenantControl]) -> int:
@@ -111,7 +119,7 @@ def _status(arguments: argparse.Namespace) -> int:
         print("no engine has connected to this agent")
     else:
         connected = sum(one.connected for one in answer.engines)
-        print(f"{connected} engines connected, {answer.packets} packets verified")
+        print(f"engines connected: {connected}, packets verified: {answer.packets}")
     if answer.engines:
         rows = [("chain", "lines", "", "running", "waiting", "kv cache", "dropped")]
         print(_indent(view.table([*rows, *(_engine_row(one) for one in answer.engines)])))
@@ -306,7 +314,7 @@ def _policy(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from mvps.cli import view
-    from mvps.surplus.packets import MAX_LINE_BYTES, PacketError, Policy, parse, render
+    from mvps.surplus.packets import MAX_LINE_BYTES, Policy, parse, render
     from mvps.surplus.policy import ACTIONS, Ladder, Rung, routing_shares
 
     try:
@@ -314,7 +322,7 @@ def _policy(arguments: argparse.Namespace) -> int:
         routing = policy.routing
         even = np.full(len(routing.providers), 1.0 / len(routing.providers))
         routing_shares(even, routing.max_provider_share, routing.min_spread)
-    except (PacketError, ValueError) as error:
+    except ValueError as error:
         raise exits.Failure(exits.USAGE, f"{arguments.file}: {error}") from None
     highest = Ladder(policy.tenant).highest
     if arguments.json:
@@ -333,6 +341,13 @@ def _policy(arguments: argparse.Namespace) -> int:
     rows = [(f"R{rung.value}", rung.name, ", ".join(ACTIONS[rung])) for rung in Rung if rung is not Rung.NONE]
     print(view.table(rows))
     print(f"above {highest.name} it takes an operator")
+    return exits.OK
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from mvps.surplus.packets import schema
+
+    print(json.dumps(schema(arguments.kind), indent=2, sort_keys=True))
     return exits.OK
 
 

@@ -6,8 +6,8 @@ and a line that does not follow, or holds what its schema does not know, ends th
 are sums per minute and tenant (:mod:`mvps.surplus.minutes`); the chains' heads travel in the host's sealed snapshots,
 so that whoever has the lines can prove that they are all there.
 
-Limits: a message of the local API's size, lines a batch, streams, tenants; what is refused is counted by cause. Batches
-are verified in their stream's own thread; the lock is held for adding up, never across I/O.
+Limits: a message of the local API's size, lines a batch, streams, tenants, packets a second; what is refused is counted
+by cause. Batches are verified in their stream's own thread; the lock is held for adding up, never across I/O.
 
 Imported when the first engine connects: a host without engines does not pay for it.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -50,6 +51,8 @@ MAX_LINES: Final = 64
 # Streams that ended and whose heads have not been sealed yet are kept beside those that are open.
 MAX_STREAMS_KEPT: Final = 64
 FLUSH_NS: Final = 250_000_000
+PACKETS_PER_S: Final = 2000.0
+_BURST_S: Final = 1.0
 _MOST: Final = 2**32
 
 _log = log.logger("engines")
@@ -80,11 +83,19 @@ class Engines:
 
     tick_ns: T; engines ask at least so often, so that a change reaches them within one tick.
     most: streams that may be open at a time.
-    clock: wall clock in nanoseconds.
+    clock: wall clock in nanoseconds. steady: seconds of a clock that is never set.
     """
 
-    def __init__(self, tick_ns: int, most: int, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        tick_ns: int,
+        most: int,
+        clock: Callable[[], int] = time.time_ns,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._clock = clock
+        self._steady = steady
+        self._paid_until = -math.inf
         self._most = most
         self._flush_ns = min(tick_ns, FLUSH_NS)
         self._lock = threading.Lock()
@@ -107,7 +118,9 @@ class Engines:
                 problem, full = f"{self._most} engines are connected already ([engines] max_streams)", True
             else:
                 if len(self._streams) >= MAX_STREAMS_KEPT:
-                    del self._streams[next(kept for kept, one in self._streams.items() if not one.connected)]
+                    oldest = next(kept for kept, one in self._streams.items() if not one.connected)
+                    gone = self._streams.pop(oldest)
+                    self._refused["unsealed"] += gone.chain.length > gone.sealed
                 stream = self._streams[name] = Stream(Chain.begin(name))
                 return stream
         self._refuse("streams" if full else "name", problem, full=full)
@@ -148,6 +161,17 @@ class Engines:
             )
         self._tell(closed)
         return answer
+
+    def pause_s(self, packets: int) -> float:
+        """How long the answer to so many packets has to wait, so that all streams together keep PACKETS_PER_S.
+
+        An engine sends no next batch before its answer: what it brings beyond that it has to keep or to drop, so that
+        one that runs wild does not keep the agent from its ticks. An empty batch counts as a packet.
+        """
+        now = self._steady()
+        with self._lock:
+            self._paid_until = max(self._paid_until, now - _BURST_S) + max(packets, 1) / PACKETS_PER_S
+            return max(self._paid_until - now, 0.0)
 
     def close(self, stream: Stream) -> None:
         """The stream ended; its head stays until it is sealed."""
@@ -289,6 +313,6 @@ def _control(told: Directive) -> pb.TenantControl:
         bh2=told.bh2,
         look_ahead=told.look_ahead,
     )
-    if told.sse == told.sse:  # NaN: not known
+    if math.isfinite(told.sse):
         answer.sse = told.sse
     return answer

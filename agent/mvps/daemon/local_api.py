@@ -3,7 +3,7 @@
 
 Synchronous gRPC with a few threads: they sleep until a request or a new tick comes, and only read published
 state, so the tick thread never waits for them. Whoever may open the socket (mode 0660, owner and group)
-may also accept baselines, reload, and report surfaces.
+may also accept baselines, reload, report surfaces, and send audit packets of an engine.
 
 A second socket, if one is set, is for operators: there, and there only, C_4 and the lateral label of a surface that
 watches a language model are shown (:mod:`mvps.trust.withheld`). The kernel says who may open which.
@@ -15,6 +15,7 @@ import grp
 import os
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
@@ -290,7 +291,10 @@ class _Local(local_pb2_grpc.LocalServicer):
             for batch in requests:
                 if stream is None:
                     stream = engines.open(batch.chain)
-                yield engines.take(stream, batch)
+                answer = engines.take(stream, batch)
+                if pause_s := engines.pause_s(len(batch.lines)):
+                    time.sleep(pause_s)
+                yield answer
         except Refused as refused:
             code = grpc.StatusCode.RESOURCE_EXHAUSTED if refused.full else grpc.StatusCode.INVALID_ARGUMENT
             context.abort(code, str(refused))

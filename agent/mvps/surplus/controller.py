@@ -255,12 +255,43 @@ class Controller:
         """Move the logits (n, V) of one step in place. slots, temperature: (n,); 0 is greedy."""
         # Once for all: entering it costs as much as the arithmetic of a small batch.
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return self._apply(logits, slots, control, temperature)
+            candidates = top_k(logits, self.settings.top_k)
+            z = taken(logits, candidates)
+            return self._apply(z, candidates, logits, candidates, slots, control, temperature)
 
-    def _apply(self, logits: Logits, slots: TokenArray, control: Control, temperature: FloatArray) -> Step:
+    def apply_to_candidates(
+        self,
+        candidates: IndexArray,
+        logits: Logits,
+        slots: TokenArray,
+        control: Control,
+        temperature: FloatArray,
+    ) -> Step:
+        """As ``apply``, where somebody else has found the k likeliest tokens, as an engine does on its accelerator.
+
+        candidates: (n, k) their ids. logits: (n, k) theirs, changed in place.
+        """
+        if candidates.shape != logits.shape or candidates.shape[1] != self.settings.top_k:
+            raise ValueError(
+                f"candidates {candidates.shape} with logits {logits.shape}: both are (n, {self.settings.top_k})"
+            )
+        columns = np.broadcast_to(np.arange(self.settings.top_k), candidates.shape)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return self._apply(logits, candidates, logits, columns, slots, control, temperature)
+
+    def _apply(
+        self,
+        given: Logits,
+        candidates: IndexArray,
+        target: Logits,
+        columns: IndexArray,
+        slots: TokenArray,
+        control: Control,
+        temperature: FloatArray,
+    ) -> Step:
+        """given: (n, k) logits of the candidates, which stand in the given columns (n, k) of the target."""
         settings, requests = self.settings, self.requests
-        candidates = top_k(logits, settings.top_k)
-        z = taken(logits, candidates).astype(np.float64)
+        z = given.astype(np.float64)
         warm = temperature > 0.0
         unit = np.where(warm, temperature, 1.0)[:, None]
         log_p = log_normalised(z / unit)
@@ -296,7 +327,7 @@ class Controller:
         known = requests.known[slots] & np.isfinite(now.cosine[:, 0])
         moves = warm & (control.lam > 0.0) & known & ~(spent | broken)
         moved = self._moved(log_p, objective, np.where(moves, budget, 0.0))
-        moved, rounded = self._written(logits, candidates, z, log_p, unit, moved, budget)
+        moved, rounded = self._written(target, columns, z, log_p, unit, moved, budget)
         requests.spent[slots] += moved.kl
 
         fallback = np.zeros(len(slots), dtype=np.int64)
@@ -471,15 +502,18 @@ class Controller:
 
     def _written(
         self,
-        logits: Logits,
-        candidates: IndexArray,
+        target: Logits,
+        columns: IndexArray,
         z: FloatArray,
         log_p: FloatArray,
         unit: FloatArray,
         moved: Tilt,
         budget: FloatArray,
     ) -> tuple[Tilt, BoolArray]:
-        """Write the moved rows; the tilt as it was written, and the rows that rounding did not let move."""
+        """Write the moved rows into their columns of the target (n, any).
+
+        The tilt as it was written, and the rows that rounding did not let move.
+        """
         rounded = np.zeros(len(z), dtype=bool)
         rows = moved.kl.nonzero()[0]
         if not len(rows):
@@ -489,7 +523,7 @@ class Controller:
         limit = (budget if self.settings.mode == "kl" else moved.kl)[pick] + _ROUNDING_SLACK
         wanted, base, scale, before = moved.change[pick], z[pick], unit[pick], log_p[pick]
         for _ in range(_ROUNDING_TRIES):
-            written = (base + scale * wanted).astype(logits.dtype)
+            written = (base + scale * wanted).astype(target.dtype)
             change, kl = _as_written(written / scale, before)
             over = ~(kl <= limit)
             if not over.any():
@@ -498,9 +532,9 @@ class Controller:
             back = np.where(over, np.clip(0.9 * np.sqrt(limit / kl), 0.0, 0.9), 1.0)
             wanted = wanted * back[:, None]
         else:
-            written = np.where(over[:, None], base.astype(logits.dtype), written)
+            written = np.where(over[:, None], base.astype(target.dtype), written)
             change, kl = np.where(over[:, None], 0.0, change), np.where(over, 0.0, kl)
-        logits[rows[:, None], candidates[pick]] = written
+        target[rows[:, None], columns[pick]] = written
         if every:
             return moved._replace(change=change, kl=kl), over
         all_change, all_kl = moved.change.copy(), moved.kl.copy()

@@ -452,9 +452,9 @@ def recorded_chain(line: bytes) -> Chain | None:
 
 
 def checked_name(name: str) -> str:
-    """The name of a chain, if it may be one; PacketError otherwise."""
+    """A name of a chain, tenant or model, if it may be one; PacketError otherwise."""
     if not re.fullmatch(_NAME, name):
-        raise PacketError("a chain's name has 1 to 64 letters, digits and . _ : / -, and begins with one of the first")
+        raise PacketError("a name has 1 to 64 letters, digits and . _ : / -, and begins with one of the first two")
     return name
 
 

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs inside a serving engine's process: the controller on the engine's own logits, and the link to the agent.
+
+``decoding`` is for any engine; ``huggingface`` and ``vllm`` fit it to the interfaces of two, ``tensors`` is where
+accelerators are met, ``agent_link`` sends audit packets to the host's agent and hears how hard to push, and
+``settings`` is the file that an engine is started with. Nothing here is an entry point: whoever wants it names it.
+"""

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The interface on plain arrays; and where torch and transformers are installed, a real small model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mvps.serving.decoding import OFF, Decoding
+from mvps.serving.huggingface import SurplusLogitsProcessor
+from mvps.surplus.controller import Controller, Requests, Settings, Terrain
+from mvps.surplus.indicators import Band
+from mvps.surplus.minutes import Directive
+from mvps.surplus.packets import Cap
+
+VOCABULARY, DIMENSIONS, CAPACITY, END = 600, 16, 8, 1
+ON = Directive("", 0.6, 0.01, 0.1, math.nan, Band.GREEN, False, False, False)
+
+
+def decoding(packets: list[Cap], told: Directive = ON, embeddings: np.ndarray | None = None) -> Decoding:
+    if embeddings is None:
+        embeddings = np.random.default_rng(11).normal(size=(VOCABULARY, DIMENSIONS)).astype(np.float32)
+    dimensions = embeddings.shape[1]
+    terrain = Terrain(embeddings, np.zeros((dimensions, 0), dtype=np.float32))
+    controller = Controller(Settings(), terrain, Requests(CAPACITY, dimensions))
+    return Decoding(controller, "small", b"s" * 16, lambda _: told, packets.append)
+
+
+def generate(processor: Any, prompts: np.ndarray, steps: int, temperature: float = 0.8, seed: int = 5) -> np.ndarray:
+    """What generate() does with a processor: logits of a made-up model, then temperature, then a draw."""
+    chance = np.random.default_rng(seed)
+    tokens, ended = prompts, np.zeros(len(prompts), dtype=bool)
+    for _ in range(steps):
+        scores = (chance.normal(size=(len(tokens), VOCABULARY)) * 3).astype(np.float32)
+        scores = processor(tokens, scores) if processor is not None else scores
+        p = np.exp((scores - scores.max(axis=1, keepdims=True)) / temperature).astype(np.float64)
+        reached = np.cumsum(p, axis=1)
+        drawn = (reached <= chance.random((len(tokens), 1)) * reached[:, -1:]).sum(axis=1)
+        drawn = np.where(ended, 0, np.minimum(drawn, VOCABULARY - 1))
+        ended |= drawn == END
+        tokens = np.concatenate([tokens, drawn[:, None]], axis=1)
+    return tokens
+
+
+PROMPTS = np.array([[0, 5, 17], [9, 20, 4]])
+
+
+def test_every_token_is_steered_and_accounted_for() -> None:
+    packets: list[Cap] = []
+    with SurplusLogitsProcessor(decoding(packets), 0.8, ["acme", "other"], end_tokens=[END], pad=0) as processor:
+        tokens = generate(processor, PROMPTS, 50)
+    assert {one.tenant for one in packets} == {"acme", "other"}
+    lengths = [int(np.argmax(row == END)) + 1 if END in row else 50 for row in tokens[:, 3:]]
+    assert [sum(one.steps for one in packets if one.tenant == name) for name in ("acme", "other")] == lengths
+    assert sum(one.kl_used for one in packets) > 0.01
+    assert (tokens != generate(None, PROMPTS, 50)).any()
+
+
+def test_lambda_zero_is_the_plain_model() -> None:
+    packets: list[Cap] = []
+    with SurplusLogitsProcessor(decoding(packets, OFF), 0.8) as processor:
+        np.testing.assert_array_equal(generate(processor, PROMPTS, 30), generate(None, PROMPTS, 30))
+    assert sum(one.steps for one in packets) == 60
+
+
+def test_slots_come_back_with_the_end_token_and_with_the_end() -> None:
+    packets: list[Cap] = []
+    desk = decoding(packets)
+    processor = SurplusLogitsProcessor(desk, 0.8, end_tokens=[END])
+    scores = np.zeros((2, VOCABULARY), dtype=np.float32)
+    processor(PROMPTS, scores.copy())
+    assert desk.room == CAPACITY - 2
+    processor(np.concatenate([PROMPTS, [[END], [7]]], axis=1), scores.copy())
+    assert desk.room == CAPACITY - 1
+    processor.close(capped=True)
+    assert desk.room == CAPACITY
+    assert [one.caps_hit for one in packets] == [False, True]
+    processor.close()
+
+
+def test_rows_of_another_call_and_lists_of_another_length_are_refused() -> None:
+    desk = decoding([])
+    processor = SurplusLogitsProcessor(desk, 0.8)
+    scores = np.zeros((2, VOCABULARY), dtype=np.float32)
+    processor(PROMPTS, scores)
+    with pytest.raises(ValueError, match="one processor for one"):
+        processor(PROMPTS[:1], scores[:1])
+    with pytest.raises(ValueError, match="2 rows with 1 tenants"):
+        SurplusLogitsProcessor(desk, 0.8, ["acme"])(PROMPTS, scores)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    pytest.importorskip("torch", reason="torch (extra `models`) is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    import torch
+
+    torch.manual_seed(3)
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_positions=128, n_embd=32, n_layer=2, n_head=2, bos_token_id=END, eos_token_id=END
+    )
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
+def generated(model: Any, processor: Any, seed: int = 7) -> Any:
+    import torch
+
+    torch.manual_seed(seed)
+    prompts = torch.tensor([[2, 5, 17], [9, 20, 4]])
+    return model.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        do_sample=True,
+        temperature=0.8,
+        top_k=0,
+        max_new_tokens=40,
+        pad_token_id=0,
+        logits_processor=[] if processor is None else [processor],
+    )
+
+
+def test_a_real_models_generate_takes_it(model: Any) -> None:
+    embeddings = model.get_input_embeddings().weight.detach().numpy().astype(np.float32)
+    packets: list[Cap] = []
+    with SurplusLogitsProcessor(decoding(packets, ON, embeddings), 0.8, end_tokens=[END]) as processor:
+        steered = generated(model, processor)
+    assert steered.shape[1] > 3
+    assert sum(one.kl_used for one in packets) > 0.0
+    assert all(one.kl_used <= one.steps * (0.01 + 1e-6) for one in packets)
+    with SurplusLogitsProcessor(decoding(packets, OFF, embeddings), 0.8, end_tokens=[END]) as processor:
+        same = generated(model, processor)
+    assert same.tolist() == generated(model, None).tolist()
