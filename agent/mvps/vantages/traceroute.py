@@ -346,7 +346,7 @@ def main() -> int:
     except PermissionError:
         tell({"failed": "path probing needs CAP_NET_RAW to receive ICMP: grant it to the agent or empty [probe]"})
     except ImportError:
-        tell({"failed": "path probing needs scapy: pip install mvps[probe]"})
+        tell({"failed": "path probing needs scapy: apt-get install mvps-probe, or pip install mvps[probe]"})
     except OSError as error:
         tell({"failed": f"path probing: {error}"})
     else:
