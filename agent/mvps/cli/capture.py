@@ -227,5 +227,7 @@ def _scapy() -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "scapy":
             raise
-        raise exits.Failure(exits.NOT_PERMITTED, "reading captures needs scapy: apt-get install mvps-probe, or pip install mvps[probe]") from None
+        raise exits.Failure(
+            exits.NOT_PERMITTED, "reading captures needs scapy: apt-get install mvps-probe, or pip install mvps[probe]"
+        ) from None
     return scapy
