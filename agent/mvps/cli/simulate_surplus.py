@@ -37,7 +37,7 @@ def declare(add: AddAction) -> None:
         "--experiment",
         choices=("e1", "e2", "e3", "falsifiers"),
         default="e1",
-        help="e1: with and without retries; e2: with buffers; e3: agents that hand over; falsifiers (default %(default)s)",
+        help="e1: retries or none; e2: buffers; e3: agents that hand over; falsifiers: F1 to F11 (default %(default)s)",
     )
     surplus.add_argument("--pairs", type=int, default=8, metavar="N", help="ramps up and down (default %(default)s)")
     surplus.add_argument("--retries", type=int, default=3, metavar="R", help="further tries of a client (default 3)")
@@ -114,9 +114,9 @@ def _e1(arguments: argparse.Namespace) -> int:
     return exits.OK
 
 
+_E3_MINUTES: Final = 120
 # Buffers of 002 sec. 7.2. Its smallest meaningful size is 20 % more reviewers or 15 % rehearsal; two more servers are
 # the control: as many hands, without being for those who have waited.
-_E3_MINUTES: Final = 120
 _BUFFERS: Final[dict[str, dict[str, Any]]] = {
     "two reviewers": {"reviewers": 2},
     "two more servers": {"extra": 2},

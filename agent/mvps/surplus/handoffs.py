@@ -6,8 +6,9 @@ estimate how good they would be, with noise, and the step goes to the one of the
 
     J_i = estimate_i - latency * work waiting at i + bonus * (1 - agents * share_i) - rho_t 1{i is not the last}
 
-with share_i that of the last minute's steps. A handoff is work: the new agent reads what the old one knew. Nothing here says that chattering is bad for anybody; with
-every step weighed anew, noise hands work over, the extra work fills the queues, and the queues change who is chosen.
+with share_i that of the last minute's steps. A handoff is work: the new agent reads what the old one knew. Nothing here
+says that chattering is bad for anybody; with every step weighed anew, noise hands work over, the extra work fills the
+queues, and the queues change who is chosen.
 
 Treatments of the text: no cost (T0); a static rho (T1); rho_t = rho (1 + k max(SSI*, CRP) of the last minute) (T2);
 T1 with the bonus for spread (T3). Arrivals, topics, estimates and step times of one seed are the same under each.
