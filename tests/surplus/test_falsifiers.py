@@ -9,7 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mvps.surplus.falsifiers import LEAST_PAIRS, Verdict, e1, e2, judge, run_arm, survival, untested
+from mvps.surplus.falsifiers import LEAST_PAIRS, Verdict, e1, e2, e3, judge, run_arm, survival, untested
+from mvps.surplus.handoffs import T0, T1, T2, T3, Team
+from mvps.surplus.handoffs import simulate as run_team
 from mvps.surplus.retrial_queue import RampPlan, Workload, simulate
 
 PLAN = RampPlan(calm=120, step_minutes=8, low=0.7)
@@ -40,7 +42,7 @@ def test_three_verdicts_and_no_fourth() -> None:
 
 
 def test_what_is_not_testable_says_why() -> None:
-    assert [one.name for one in untested()] == ["F6", "F7", "F8", "F9", "F10"]
+    assert [one.name for one in untested()] == ["F9", "F10"]
     assert all(one.note and one.verdict is Verdict.NOT_TESTABLE for one in untested())
 
 
@@ -87,3 +89,13 @@ def test_reuse_is_less_work() -> None:
     trace = simulate(Workload(reuse=0.5), [1.4] * 30, seed=3)
     assert trace.success[5:].min() > 0.95
     assert np.nanmin(simulate(Workload(), [1.4] * 30, seed=3).success[5:]) < 0.5
+
+
+def test_costs_of_handing_over_are_judged_treatment_by_treatment() -> None:
+    runs = {one.name: [run_team(Team(), one, 30, seed) for seed in SEEDS] for one in (T0, T1, T2, T3)}
+    found = e3(runs)
+    assert [one.name for _, one in found] == ["F6", "F6", "F7", "F7"] * 3 + ["F8"]
+    assert [name for name, _ in found][::4] == [T1.name, T2.name, T3.name, T2.name]
+    assert found[0][1].verdict is Verdict.HELD
+    same = dict.fromkeys(runs, runs[T0.name])
+    assert all(one.effect == 0.0 for _, one in e3(same))

@@ -15,6 +15,7 @@ from mvps.cli.actions import AddAction
 
 if TYPE_CHECKING:
     from mvps.surplus.falsifiers import Arm, Outcome
+    from mvps.surplus.handoffs import Run
     from mvps.surplus.retrial_queue import Ramp, RampPlan, Workload
 
 
@@ -23,7 +24,7 @@ def declare(add: AddAction) -> None:
     surplus = add(
         "surplus",
         "load up and down on a queue whose clients retry: where it collapses, where it recovers, who warned (E1); with "
-        "buffers (E2); which claims that leaves standing",
+        "buffers (E2), agents that hand work over (E3); which claims that leaves standing",
         "examples:\n"
         "  mvps simulate surplus\n"
         "  mvps simulate surplus --pairs 20 --retries 1 --json\n"
@@ -34,9 +35,9 @@ def declare(add: AddAction) -> None:
     )
     surplus.add_argument(
         "--experiment",
-        choices=("e1", "e2", "falsifiers"),
+        choices=("e1", "e2", "e3", "falsifiers"),
         default="e1",
-        help="e1: with and without retries; e2: with buffers; falsifiers: F1 to F11 (default %(default)s)",
+        help="e1: retries or none; e2: buffers; e3: agents that hand over; falsifiers: F1 to F11 (default %(default)s)",
     )
     surplus.add_argument("--pairs", type=int, default=8, metavar="N", help="ramps up and down (default %(default)s)")
     surplus.add_argument("--retries", type=int, default=3, metavar="R", help="further tries of a client (default 3)")
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise exits.Failure(
             exits.NOT_PERMITTED, f"--experiment {arguments.experiment} needs scipy: apt-get install mvps-broker, or pip"
         ) from None
-    return _e2(arguments) if arguments.experiment == "e2" else _falsifiers(arguments)
+    return {"e2": _e2, "e3": _e3, "falsifiers": _falsifiers}[arguments.experiment](arguments)
 
 
 def _e1(arguments: argparse.Namespace) -> int:
@@ -113,6 +114,7 @@ def _e1(arguments: argparse.Namespace) -> int:
     return exits.OK
 
 
+_E3_MINUTES: Final = 120
 # Buffers of 002 sec. 7.2. Its smallest meaningful size is 20 % more reviewers or 15 % rehearsal; two more servers are
 # the control: as many hands, without being for those who have waited.
 _BUFFERS: Final[dict[str, dict[str, Any]]] = {
@@ -180,20 +182,51 @@ def _e2(arguments: argparse.Namespace) -> int:
     return exits.OK
 
 
+def _teams(arguments: argparse.Namespace) -> dict[str, list[Run]]:
+    """Runs of the same seeds under each treatment."""
+    from mvps.surplus.handoffs import TREATMENTS, Team, simulate
+
+    seeds = range(arguments.seed, arguments.seed + arguments.pairs)
+    team = Team()
+    return {one.name: [simulate(team, one, _E3_MINUTES, seed) for seed in seeds] for one in TREATMENTS}
+
+
+def _e3(arguments: argparse.Namespace) -> int:
+    """A team of agents under each cost of handing over."""
+    from mvps.cli import view
+    from mvps.surplus.retrial_queue import mean_interval
+
+    names = ("flips", "quality", "late", "ssi", "crp", "spread", "debt")
+    figures = {
+        name: {figure: mean_interval([getattr(one, figure) for one in runs], arguments.seed) for figure in names}
+        for name, runs in _teams(arguments).items()
+    }
+    if arguments.json:
+        plain = {name: {key: _plain(value) for key, value in one.items()} for name, one in figures.items()}
+        print(json.dumps(plain, indent=2))
+        return exits.OK
+    rows = [["", "handoffs per step", "quality", "late", "SSI*", "CRP", "SSE", "work of handing over"]]
+    rows += [[name, *(_interval(one[figure]) for figure in names)] for name, one in figures.items()]
+    print(view.table(rows))
+    print(f"{arguments.pairs} runs of {_E3_MINUTES} minutes each; means and 95 % bootstrap intervals; simulated time")
+    return exits.OK
+
+
 def _falsifiers(arguments: argparse.Namespace) -> int:
     """F1 to F11: held, failed, underpowered or not testable here."""
     from mvps.cli import view
-    from mvps.surplus.falsifiers import e1, e2, untested
+    from mvps.surplus.falsifiers import e1, e2, e3, untested
 
     baseline, buffered, plan = _arms(arguments)
     found = [("", one) for one in e1(baseline)]
     found += [(name, one) for name, arm in buffered.items() for one in e2(baseline, arm, plan)]
+    found += e3(_teams(arguments))
     found += [("", one) for one in untested()]
     found.sort(key=lambda row: int(row[1].name[1:]))
     if arguments.json:
-        print(json.dumps([{"buffer": buffer, **_outcome(one)} for buffer, one in found], indent=2))
+        print(json.dumps([{"with": buffer, **_outcome(one)} for buffer, one in found], indent=2))
         return exits.OK
-    rows = [["", "claim", "buffer", "effect", "power", "verdict"]]
+    rows = [["", "claim", "with", "effect", "power", "verdict"]]
     for buffer, one in found:
         effect = _interval((one.effect, one.low, one.high))
         power = "-" if math.isnan(one.power) else f"{one.power:.2f}"

@@ -25,6 +25,7 @@ import numpy as np
 from scipy import stats
 
 from mvps.coherence.observation import FloatArray
+from mvps.surplus.handoffs import T0, T1, T2, T3, Run
 from mvps.surplus.retrial_queue import Ramp, RampPlan, Trace, Workload, ramp
 
 LEAST_PAIRS = 6
@@ -145,10 +146,27 @@ def e2(baseline: Arm, buffered: Arm, plan: RampPlan) -> list[Outcome]:
     ]
 
 
+def e3(runs: Mapping[str, Sequence[Run]]) -> list[tuple[str, Outcome]]:
+    """F6 to F8, on runs of the same seeds under each treatment, by its name; with the treatment that each is about."""
+    none, static, stressed = (runs[one.name] for one in (T0, T1, T2))
+
+    def less(before: Sequence[Run], after: Sequence[Run], figure: str) -> list[float]:
+        return [getattr(one, figure) - getattr(other, figure) for one, other in zip(before, after, strict=True)]
+
+    found = []
+    for name in (T1.name, T2.name, T3.name):
+        treated = runs[name]
+        found += [
+            (name, judge("F6", "fewer handoffs (share of steps)", less(none, treated, "flips"), 0.0, 0.05)),
+            (name, judge("F6", "quality is kept to .02", less(treated, none, "quality"), -0.02, 0.02)),
+            (name, judge("F7", "work is spread wider (SSE)", less(treated, none, "spread"), 0.0, 0.02)),
+            (name, judge("F7", "fewer jobs are late (share)", less(none, treated, "late"), 0.0, 0.02)),
+        ]
+    found.append((T2.name, judge("F8", "CRP is lower than at a static cost", less(static, stressed, "crp"), 0.0, 0.02)))
+    return found
+
+
 UNTESTED: Mapping[str, str] = {
-    "F6": "routing costs: no agents hand work over here",
-    "F7": "routing costs: no text, so no spread",
-    "F8": "routing costs: no agents hand work over here",
     "F9": "lambda coupled to the host against a fixed one: no decoding loop runs here",
     "F10": "as written it cannot fail, since J is what is maximised; a task's pass rate would do, and needs a model",
 }
