@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +44,24 @@ def test_every_falsifier_has_a_verdict(capsys: pytest.CaptureFixture[str]) -> No
     # One pair is too few for any verdict.
     assert sum("underpowered" in line for line in lines) == 4 + 3 * 3 + 3 * 4 + 1
     assert sum("not testable" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize("experiment", ["e1", "e2"])
+def test_a_picture_is_drawn_beside_the_figures(
+    experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "drawn.png"
+    asked = ["simulate", "surplus", "--experiment", experiment, "--pairs", "1", "--servers", "2", "--plot", str(out)]
+    assert main([*asked, "--json"]) == exits.OK
+    json.loads(capsys.readouterr().out)
+    assert out.read_bytes().startswith(b"\x89PNG")
+    # What is there is kept.
+    assert main(asked) == exits.NOT_PERMITTED
+
+
+def test_a_picture_of_what_has_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ["simulate", "surplus", "--plot", str(tmp_path / "drawn.png")]
+    assert main([*asked, "--experiment", "e3"]) == exits.USAGE
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(asked) == exits.NOT_PERMITTED

@@ -45,6 +45,17 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", type=Path, help="write to this new file instead of stdout")
 
 
+def need_matplotlib() -> None:
+    """Failure with advice where there is nothing to draw with; to be asked before anything is computed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise exits.Failure(
+            exits.NOT_PERMITTED,
+            "matplotlib is missing: pip install 'mvps[plot]'; --json gives the figures without it",
+        ) from None
+
+
 def read(path: Path, limit: int) -> bytes:
     """Content of a file of at most ``limit`` bytes."""
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mvps.cli import exits
-from mvps.cli.actions import actions_of
+from mvps.cli.actions import actions_of, need_matplotlib
 from mvps.cli.fleet import broker_at, broker_options, since_ns, utc
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _plot(arguments: argparse.Namespace) -> int:
     if not 1 <= arguments.points <= _MOST_POINTS:
         raise exits.Failure(exits.USAGE, f"--points is 1 to {_MOST_POINTS}")
     if arguments.out is not None:
-        _need_matplotlib()  # before anything is asked
+        need_matplotlib()  # before anything is asked
     since = since_ns(arguments.since)
     _named(_ask(arguments), arguments.name)
     ticks = _ticks(arguments, since)
@@ -152,16 +152,6 @@ def _plot(arguments: argparse.Namespace) -> int:
 
         actions.give(service_plot.png(arguments.name, ticks), arguments.out)
     return exits.OK
-
-
-def _need_matplotlib() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise exits.Failure(
-            exits.NOT_PERMITTED,
-            "matplotlib is missing: pip install 'mvps[plot]'; --json gives the figures without it",
-        ) from None
 
 
 def _ask(arguments: argparse.Namespace) -> ServicesState:

@@ -8,15 +8,17 @@ import json
 import math
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mvps.cli import exits
-from mvps.cli.actions import AddAction
+from mvps.cli.actions import AddAction, give, need_matplotlib
 
 if TYPE_CHECKING:
+    from mvps.coherence.observation import FloatArray
     from mvps.surplus.falsifiers import Arm, Outcome
     from mvps.surplus.handoffs import Run
-    from mvps.surplus.retrial_queue import Ramp, RampPlan, Workload
+    from mvps.surplus.retrial_queue import Ramp, RampPlan, Trace, Workload
 
 
 def declare(add: AddAction) -> None:
@@ -28,10 +30,10 @@ def declare(add: AddAction) -> None:
         "examples:\n"
         "  mvps simulate surplus\n"
         "  mvps simulate surplus --pairs 20 --retries 1 --json\n"
-        "  mvps simulate surplus --experiment e2 --pairs 12\n"
+        "  mvps simulate surplus --experiment e2 --pairs 12 --plot survival.png\n"
         "  mvps simulate surplus --experiment falsifiers --pairs 12\n"
         "Time is simulated: a minute is two seconds of the queue's time, and a step of 5 % lasts 15 of them.\n"
-        "exit codes: 0 done, 2 bad arguments",
+        "exit codes: 0 done, 2 bad arguments, 4 scipy or matplotlib is missing",
     )
     surplus.add_argument(
         "--experiment",
@@ -46,6 +48,9 @@ def declare(add: AddAction) -> None:
     surplus.add_argument("--room", type=int, default=400, metavar="Q", help="places in the queue (default %(default)s)")
     surplus.add_argument("--seed", type=int, default=0, metavar="S", help="same seed, same figures (default 0)")
     surplus.add_argument("--json", action="store_true", help="one JSON object")
+    surplus.add_argument(
+        "--plot", metavar="FILE", type=Path, help="also draw e1's loop or e2's survival curves to this new PNG file"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -54,6 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise exits.Failure(exits.USAGE, "--pairs, --servers and --room are at least 1, --retries and --seed 0")
     if not 0.0 < arguments.timeout < math.inf:
         raise exits.Failure(exits.USAGE, f"--timeout {arguments.timeout:g}: seconds above 0")
+    if arguments.plot is not None:
+        if arguments.experiment not in ("e1", "e2"):
+            raise exits.Failure(exits.USAGE, "--plot draws e1 and e2")
+        need_matplotlib()  # before anything is computed
     if arguments.experiment == "e1":
         return _e1(arguments)
     try:
@@ -72,13 +81,19 @@ def _e1(arguments: argparse.Namespace) -> int:
 
     arms = {f"{arguments.retries} retries": arguments.retries, "no retries": 0}
     found: dict[str, list[Ramp]] = {}
+    first: dict[str, Trace] = {}
+    plan = retrial_queue.RampPlan()
     for name, retries in arms.items():
         workload = retrial_queue.Workload(
             servers=arguments.servers, timeout_s=arguments.timeout, retries=retries, room=arguments.room
         )
-        plan = retrial_queue.RampPlan()
         seeds = range(arguments.seed, arguments.seed + arguments.pairs)
-        found[name] = [retrial_queue.ramp(workload, plan, seed)[0] for seed in seeds]
+        pairs = [retrial_queue.ramp(workload, plan, seed) for seed in seeds]
+        found[name], first[name] = [one for one, _ in pairs], pairs[0][1]
+    if arguments.plot is not None:
+        from mvps.cli import surplus_plot
+
+        give(surplus_plot.hysteresis(first, plan), arguments.plot)
 
     def interval(values: list[float]) -> tuple[float, float, float]:
         return retrial_queue.mean_interval(values, arguments.seed)
@@ -153,6 +168,7 @@ def _e2(arguments: argparse.Namespace) -> int:
 
     baseline, buffered, plan = _arms(arguments)
     figures: dict[str, dict[str, object]] = {}
+    curves: dict[str, tuple[FloatArray, FloatArray]] = {}
     for name, arm in {"no buffer": baseline, **buffered}.items():
         ramps = arm.ramps
         figures[name] = {
@@ -165,7 +181,14 @@ def _e2(arguments: argparse.Namespace) -> int:
         }
         if name in buffered:
             figures[name]["shift"] = _outcome(e2(baseline, arm, plan)[0])
-            figures[name]["bh2_log_rank_p"] = survival(baseline, arm, plan).p_value
+            compared = survival(baseline, arm, plan)
+            figures[name]["bh2_log_rank_p"] = compared.p_value
+            curves |= {"no buffer": (compared.minutes[0], compared.without[0])}
+            curves[name] = (compared.minutes[1], compared.without[1])
+    if arguments.plot is not None:
+        from mvps.cli import surplus_plot
+
+        give(surplus_plot.survival(curves), arguments.plot)
     if arguments.json:
         plain = {name: {key: _plain(value) for key, value in arm.items()} for name, arm in figures.items()}
         print(json.dumps(plain, indent=2))
