@@ -21,7 +21,7 @@ from pathlib import Path
 import mvps
 
 # Of an extra that no package carries; what needs it says so itself.
-NOT_CARRIED = ("matplotlib",)
+NOT_CARRIED = ("matplotlib", "torch", "transformers")
 
 
 def late_imports(path: Path) -> Iterator[str]:
