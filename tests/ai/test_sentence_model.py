@@ -94,7 +94,7 @@ def test_a_package_may_carry_the_folder(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_without_transformers_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(EncoderError, match=r"transformers is missing: pip install 'mvps\[ai,models\]'"):
+    with pytest.raises(EncoderError, match=r"(torch|transformers) is missing: pip install 'mvps\[ai,models\]'"):
         sentence_model.load(EncoderSection(folder=folder(tmp_path / "f"), model="e"))
 
 

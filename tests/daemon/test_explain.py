@@ -32,6 +32,16 @@ def test_an_alarm_names_axis_and_leader() -> None:
     assert "blk is farthest from its own usual, +7.2 sigma" in text
 
 
+def test_axes_of_a_language_models_surface_have_words_too() -> None:
+    surface = _decided(Phase.PHASE_ALARM)
+    surface.name = "ai.g"
+    del surface.decision.axis_contributions[:]
+    for name, value in (("c1", 0.5), ("c2_w2", 15.0), ("c3_cka", 16.0)):
+        surface.decision.axis_contributions.add(name=name, value=value)
+    text = sentence(surface)
+    assert "due to C_3 (replicas attend differently to the same words) and C_2 (replicas mean different things)" in text
+
+
 def test_bau_does_not_look_for_somebody_to_blame() -> None:
     text = sentence(_decided(Phase.PHASE_BAU))
     assert "due to" not in text

@@ -7,7 +7,7 @@ the package sentence-transformers is not needed. A package of Python may carry s
 does.
 
 What the folder asks for and is not done here (a dense layer after pooling, another pooling) is an error and no other
-vector. Needs the extra ``models``; nothing is downloaded, and no code of the folder runs.
+vector. Needs the extra ``models`` (``local_transformers``).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from mvps.ai.config import EncoderSection
 from mvps.ai.encoder import EncoderError, Pointed, clouds_of_sentences
+from mvps.ai.local_transformers import OF_MODEL, OF_TOKENIZER, REFUSALS, imported, reason
 
 _BATCH: Final = 32
 # As many tokens as sentence-transformers reads where a folder does not say.
@@ -96,17 +97,15 @@ def load(section: EncoderSection) -> SentenceModel:
 def load_folder(folder: Path, device: str = "cpu") -> SentenceModel:
     """The model of a folder. EncoderError says what is missing, or what of it is not understood."""
     try:
-        import transformers
+        transformers = imported()
     except ImportError as error:
         raise EncoderError(f"{error.name} is missing: pip install 'mvps[ai,models]'") from None
     place, first, most = _layout(folder)
-    given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(place), **given)
-        network = transformers.AutoModel.from_pretrained(str(place), **given).float().to(device)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise EncoderError(f"{folder} cannot be loaded: {why}") from None
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(place), **OF_TOKENIZER)
+        network = transformers.AutoModel.from_pretrained(str(place), **OF_MODEL).float().to(device)
+    except REFUSALS as error:
+        raise EncoderError(f"{folder} cannot be loaded: {reason(error)}") from None
     most = min(most, int(getattr(network.config, "max_position_embeddings", most)))
     return SentenceModel(tokenizer, network, first=first, most_tokens=most)
 

@@ -10,8 +10,7 @@ Tokenisers have to be the same, or the replicas could not be fed the same tokens
 answer of the first one that gave any (ours), so that a replica that says something else is still read on the words of
 the others.
 
-Needs the extra ``models``. torch and transformers are imported when a checkpoint is loaded, and never with leave to
-download anything or to run code that a checkpoint brings along.
+Needs the extra ``models``: torch and transformers are imported when a checkpoint is loaded (``local_transformers``).
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ import numpy as np
 from mvps.ai.config import CheckpointSection, WhiteboxSection
 from mvps.ai.encoder import EncoderError, Pointed
 from mvps.ai.group import Round
+from mvps.ai.local_transformers import OF_MODEL, OF_TOKENIZER, REFUSALS, imported, reason
 from mvps.ai.outcome import Outcome
 from mvps.ai.replica import Answer, Sampling
 from mvps.coherence.observation import FloatArray
@@ -216,25 +216,21 @@ class LocalModel:
 def load(section: CheckpointSection, layers: str) -> LocalModel:
     """A checkpoint from this host's disk. WhiteboxError says what is missing."""
     try:
+        transformers = imported()
         import torch
-        import transformers
     except ImportError as error:
         raise WhiteboxError(f"{error.name} is missing: pip install 'mvps[ai,models]'") from None
-    given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    if section.revision:
-        given["revision"] = section.revision
+    of = {"revision": section.revision} if section.revision else {}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(section.checkpoint, **given)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(section.checkpoint, **of, **OF_TOKENIZER)
         network = transformers.AutoModelForCausalLM.from_pretrained(
-            section.checkpoint, attn_implementation="eager", **given
+            section.checkpoint, attn_implementation="eager", **of, **OF_MODEL
         )
         network = network.to(device=section.device, dtype=getattr(torch, section.dtype))
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        # Long advice of transformers about its hub follows the first line.
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except REFUSALS as error:
         raise WhiteboxError(
-            f"{section.name}: {section.checkpoint} cannot be loaded ({why}): name a folder in the format of "
-            "transformers, or a model and revision that are in its local cache"
+            f"{section.name}: {section.checkpoint} cannot be loaded ({reason(error)}): name a folder in the format of "
+            "transformers with weights as safetensors, or a model and revision that are in its local cache"
         ) from None
     model = LocalModel(section.name, tokenizer, network, layers, section.timeout_s)
     try:

@@ -9,6 +9,8 @@ AXIS_WORDS = {
     "c1": "C_1 (broken checks, or paths that vary where they did not)",
     "c2": "C_2 (vantages disagree about severity)",
     "c3": "C_3 (vantages touch different workloads)",
+    "c2_w2": "C_2 (replicas mean different things)",
+    "c3_cka": "C_3 (replicas attend differently to the same words)",
     "s": "S (one vantage far from its own usual self)",
 }
 
