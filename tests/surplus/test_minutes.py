@@ -65,7 +65,7 @@ def minute(minutes: Minutes, number: int, load: Load = IDLE, **changes: Any) -> 
 
 
 def test_a_minute_is_half_open_and_waits_for_what_was_under_way() -> None:
-    minutes = Minutes(START)
+    minutes = Minutes(START + SECOND)
     edges = (START, START + MINUTE_NS - 1000, START + MINUTE_NS)
     minutes.take([cap(at) for at in edges], START + MINUTE_NS)
     assert not minutes.due(START + MINUTE_NS + GRACE_NS - 1)
@@ -81,12 +81,14 @@ def test_a_minute_is_half_open_and_waits_for_what_was_under_way() -> None:
 def test_what_comes_late_or_lies_ahead_is_refused_and_counted() -> None:
     minutes = Minutes(START + 30 * SECOND)
     now = START + 30 * SECOND
-    minutes.take([cap(START - 1000), cap(now + AHEAD_NS), cap(now + AHEAD_NS + 1000), cap(now)], now)
+    minutes.take([cap(now), cap(START - 1000), cap(now + AHEAD_NS), cap(now + AHEAD_NS + 1000)], now)
+    minutes.take([cap(START - 1000, "stranger")], now)
+    assert minutes.tenants == ["acme"], "what is refused takes no place"
     (health,) = minutes.close_due(START + MINUTE_NS + GRACE_NS, [IDLE], HEADS)
     assert (health.packets, health.refused) == (2, {"late": 1, "ahead": 1})
-    assert minutes.refused == {"late": 1, "ahead": 1}
+    assert minutes.refused == {"late": 2, "ahead": 1}
     minutes.take([cap(START + 59 * SECOND)], START + MINUTE_NS + GRACE_NS)
-    assert minutes.refused["late"] == 2
+    assert minutes.refused["late"] == 3
 
 
 def test_one_tenant_too_many_is_refused_until_another_falls_silent() -> None:

@@ -138,7 +138,7 @@ class Minutes:
 
     def __init__(self, now_ns: int) -> None:
         self.refused: Counter[str] = Counter()
-        self._closed = now_ns // MINUTE_NS - 1
+        self._closed = (now_ns - GRACE_NS) // MINUTE_NS - 1
         self._tallies: dict[int, dict[str, Tally]] = {}
         self._host: dict[int, dict[str, tuple[int, float]]] = {}
         self._tenants: dict[str, _Tenant] = {}
@@ -150,22 +150,22 @@ class Minutes:
         this_minute = now_ns // MINUTE_NS
         latest = _EPOCH + timedelta(microseconds=(now_ns + AHEAD_NS) // 1000)
         for cap in caps:
-            tenant = self._tenants.get(cap.tenant)
-            if tenant is None:
-                if len(self._tenants) >= MAX_TENANTS:
-                    self.refused["tenants"] += 1
-                    continue
-                tenant = self._tenants[cap.tenant] = _Tenant()
-            tenant.minute = this_minute
             minute = (cap.ts - _EPOCH) // _ONE_MINUTE
-            if self._closed < minute and cap.ts <= latest:
-                self._tally(minute, cap.tenant).add(cap)
+            cause = "late" if minute <= self._closed else "ahead" if cap.ts > latest else ""
+            tenant = self._tenants.get(cap.tenant)
+            if tenant is None and not cause:
+                if len(self._tenants) < MAX_TENANTS:
+                    tenant = self._tenants[cap.tenant] = _Tenant()
+                else:
+                    cause = "tenants"
+            if cause or tenant is None:
+                self.refused[cause] += 1
+                if tenant is not None and this_minute > self._closed:
+                    counts = self._tally(this_minute, cap.tenant).refused
+                    counts[cause] = counts.get(cause, 0) + 1
                 continue
-            cause = "ahead" if cap.ts > latest else "late"
-            self.refused[cause] += 1
-            if this_minute > self._closed:
-                counts = self._tally(this_minute, cap.tenant).refused
-                counts[cause] = counts.get(cause, 0) + 1
+            tenant.minute = this_minute
+            self._tally(minute, cap.tenant).add(cap)
 
     def note_host(self, flows: Mapping[str, float], now_ns: int) -> None:
         """Pressures in [0, 1] of one tick, by name: shares of the time, and the kernel's phase (PHASES)."""
