@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.waiting import until
 
 from mvps.daemon.engines import Engines, Refused
 from mvps.serving.agent_link import ROOM, STALE_S, AgentLink, engine_name
@@ -101,13 +102,6 @@ def serve(path: str) -> Iterator[Callable[[], Agent]]:
         server.stop(None).wait()
 
 
-def wait_for(met: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not met():
-        assert time.monotonic() < deadline, "it did not happen within 20 s"
-        time.sleep(0.01)
-
-
 def test_packets_arrive_in_order_and_directives_come_back(path: str, serve: Callable[[], Agent]) -> None:
     agent = serve()
     record = io.BytesIO()
@@ -115,7 +109,7 @@ def test_packets_arrive_in_order_and_directives_come_back(path: str, serve: Call
     assert link.told("acme") == OFF, "nothing is pushed before the agent's first word"
     for number in range(500):
         link.write(cap(number))
-    wait_for(lambda: link.sent == 500)
+    until(lambda: link.sent == 500)
     assert link.told("acme").lam == Schedule().rule.base
     assert link.told("acme").tenant == "acme"
     assert link.told("another").kl_budget == Schedule().budgets.green
@@ -136,7 +130,7 @@ def test_packets_arrive_in_order_and_directives_come_back(path: str, serve: Call
 def test_an_idle_link_keeps_asking(path: str, serve: Callable[[], Agent]) -> None:
     agent = serve()
     link = AgentLink(path, "engine").start()
-    wait_for(lambda: len(agent.loads) >= 3)
+    until(lambda: len(agent.loads) >= 3)
     link.close()
     assert agent.engines.status().packets == 0
 
@@ -148,7 +142,7 @@ def test_without_an_agent_nothing_is_pushed_and_packets_beyond_the_room_are_coun
         link.write(one)
     assert link.lost == 7
     link.start()
-    wait_for(lambda: link.problem not in ("", "not connected yet"))
+    until(lambda: link.problem not in ("", "not connected yet"))
     assert link.told("acme") == OFF
     link.close()
 
@@ -158,7 +152,7 @@ def test_an_agent_that_falls_silent_is_not_believed_for_ever(path: str, serve: C
     late = threading.Event()
     ahead = STALE_S + 1.0
     link = AgentLink(path, "engine", clock=lambda: time.monotonic() + ahead * late.is_set()).start()
-    wait_for(lambda: link.told("acme") != OFF)
+    until(lambda: link.told("acme") != OFF)
     link.close()
     late.set()
     assert link.told("acme") == OFF
@@ -168,10 +162,10 @@ def test_a_new_agent_gets_a_new_chain(path: str, serve: Callable[[], Agent]) -> 
     serve()
     link = AgentLink(path, "engine").start()
     link.write(cap())
-    wait_for(lambda: link.sent == 1)
+    until(lambda: link.sent == 1)
     second = serve()
     link.write(cap())
-    wait_for(lambda: bool(second.engines.status().engines))
+    until(lambda: bool(second.engines.status().engines))
     link.close()
     (engine,) = second.engines.status().engines
     assert engine.chain != "engine.1"
@@ -187,7 +181,7 @@ def test_a_record_that_cannot_be_kept_does_not_stop_the_link(path: str, serve: C
     serve()
     link = AgentLink(path, "engine", FullDisk()).start()
     link.write(cap())
-    wait_for(lambda: link.sent == 1)
+    until(lambda: link.sent == 1)
     assert link.problem == "no record is kept any more: No space left on device"
     link.close()
 

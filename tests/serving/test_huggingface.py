@@ -90,6 +90,12 @@ def test_rows_of_another_call_and_lists_of_another_length_are_refused() -> None:
         processor(PROMPTS[:1], scores[:1])
     with pytest.raises(ValueError, match="2 rows with 1 tenants"):
         SurplusLogitsProcessor(desk, 0.8, ["acme"])(PROMPTS, scores)
+    room = desk.room
+    with pytest.raises(ValueError, match="a name has"):
+        SurplusLogitsProcessor(desk, 0.8, ["acme", "Ann Smith"])(PROMPTS, scores)
+    with pytest.raises(ValueError, match="slots are taken"):
+        SurplusLogitsProcessor(desk, 0.8)(np.repeat(PROMPTS, 5, axis=0), np.repeat(scores, 5, axis=0))
+    assert desk.room == room, "nothing is kept of a call that was refused"
 
 
 @pytest.fixture(scope="module")

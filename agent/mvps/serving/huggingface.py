@@ -92,11 +92,16 @@ class SurplusLogitsProcessor:
         goals: list[FloatArray | None] = [None] * count if self._goals is None else list(self._goals)
         if not len(tenants) == len(requests) == len(goals) == count:
             raise ValueError(f"{count} rows with {len(tenants)} tenants, {len(requests)} requests, {len(goals)} goals")
-        slots = []
-        for tenant, request, goal, prompt in zip(tenants, requests, goals, prompts, strict=True):
-            kept = prompt if self._pad is None else prompt[prompt != self._pad]
-            slot = self._decoding.take_slot()
-            self._decoding.open(slot, tenant, request, self._temperature, kept, goal)
-            slots.append(slot)
+        slots: list[int] = []
+        try:
+            for tenant, request, goal, prompt in zip(tenants, requests, goals, prompts, strict=True):
+                kept = prompt if self._pad is None else prompt[prompt != self._pad]
+                slot = self._decoding.take_slot()
+                self._decoding.open(slot, tenant, request, self._temperature, kept, goal)
+                slots.append(slot)
+        except ValueError:
+            for slot in slots:
+                self._decoding.close(slot)
+            raise
         self._live = np.ones(count, dtype=bool)
         return np.array(slots, dtype=np.int64)
