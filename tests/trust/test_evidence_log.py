@@ -110,7 +110,7 @@ def test_nothing_in_the_folder_is_readable_for_others(tmp_path: Path) -> None:
     finally:
         os.umask(mask)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert len(list(folder.iterdir())) == 4
+    assert len(list(folder.iterdir())) == 5
     for path in folder.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
