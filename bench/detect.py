@@ -465,7 +465,7 @@ VARIANTS: Mapping[str, tuple[dict[str, Any], dict[str, float]]] = {
     "object window 1": ({"object_window": 1}, {}),
     "object window 16": ({"object_window": 16}, {}),
     "mm quiet 10 us": ({}, {"mm": 10e3}),
-    "mm quiet 30 us": ({}, {"mm": 30e3}),
+    "mm quiet 100 us": ({}, {"mm": 100e3}),
     "mm quiet 300 us": ({}, {"mm": 300e3}),
     "cut-offs finite-sample": ({"cutoff_mode": "finite-sample"}, {}),
     "cut-offs chi2": ({"cutoff_mode": "chi2"}, {}),
