@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.harness import ROOT, Result
 from tests.vm.installation import DESK, SETTINGS, build, install, set_up
 from tests.vm.machine import RELEASES, Machine, make_image, why_not
+
+from bench.harness import ROOT, Result
 
 SUMMARY = "packages to first accepted snapshot in a machine; exposure of the units, installed size"
 BARS = {"agent_exposure": 2.0, "broker_exposure": 1.5, "agent_mb": 100.0}

@@ -57,13 +57,13 @@
         bpf_probe_read_kernel(&read_value, sizeof(read_value), &(pointer)->field);                                     \
         read_value;                                                                                                    \
     })
-#define PROBE_1(pointer, a)        READ(pointer, a)
-#define PROBE_2(pointer, a, b)     READ(READ(pointer, a), b)
-#define PROBE(pointer, fields...)  HOOK_JOIN(PROBE_, HOOK_COUNT(fields))(pointer, fields)
-#define ANCESTOR(cgroup, level)    (&(cgroup)->ancestors[level])
-#define CURRENT_TASK()             ((struct task_struct *)bpf_get_current_task())
-#define TCP_SOCK(sk)               ((struct tcp_sock *)(sk)) /* tcp_probe is in tcp_rcv_established: always a full one */
-#define barrier_var(var)           asm volatile("" : "+r"(var))
+#define PROBE_1(pointer, a)       READ(pointer, a)
+#define PROBE_2(pointer, a, b)    READ(READ(pointer, a), b)
+#define PROBE(pointer, fields...) HOOK_JOIN(PROBE_, HOOK_COUNT(fields))(pointer, fields)
+#define ANCESTOR(cgroup, level)   (&(cgroup)->ancestors[level])
+#define CURRENT_TASK()            ((struct task_struct *)bpf_get_current_task())
+#define TCP_SOCK(sk)              ((struct tcp_sock *)(sk)) /* tcp_probe is in tcp_rcv_established: always a full one */
+#define barrier_var(var)          asm volatile("" : "+r"(var))
 
 #define ARRAY_MAP(name, flags, value_type) struct name##_outside
 #define LICENSED                           struct licensed_by_bcc

@@ -23,11 +23,11 @@
 #define MAP(name)         (&name)
 #define LOOKUP(name, key) bpf_map_lookup_elem(MAP(name), key)
 
-#define READ(pointer, field)       ((pointer)->field)
-#define PROBE(pointer, fields...)  BPF_CORE_READ(pointer, fields)
-#define ANCESTOR(cgroup, level)    ((void *)(cgroup) + bpf_core_field_offset(struct cgroup, ancestors) + (level) * 8)
-#define CURRENT_TASK()             ((struct task_struct *)bpf_get_current_task_btf())
-#define TCP_SOCK(sk)               bpf_skc_to_tcp_sock(sk)
+#define READ(pointer, field)      ((pointer)->field)
+#define PROBE(pointer, fields...) BPF_CORE_READ(pointer, fields)
+#define ANCESTOR(cgroup, level)   ((void *)(cgroup) + bpf_core_field_offset(struct cgroup, ancestors) + (level)*8)
+#define CURRENT_TASK()            ((struct task_struct *)bpf_get_current_task_btf())
+#define TCP_SOCK(sk)              bpf_skc_to_tcp_sock(sk)
 
 /* An array with this many values; the loader raises it for cells to the number of possible CPUs. */
 #define ARRAY_MAP(name, flags, value_type)                                                                             \

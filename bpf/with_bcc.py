@@ -15,6 +15,7 @@ import sys
 
 
 def main() -> int:
+    """Compile, load, hand over."""
     request = json.load(sys.stdin)
     try:
         from bcc import BPF  # type: ignore[import-not-found]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many instructions the verifier walked for each program, on the kernel this runs on; what it was before.
 
-Run as a program it prints its counts as JSON; it imports mvps and nothing of the tests, so that it can be carried into a
-machine. ``instructions.json`` beside it keeps a count for each program and kernel series. A source or a kernel that
+Run as a program it prints its counts as JSON; it imports mvps and nothing of the tests, so that it can be carried into
+a machine. ``instructions.json`` beside it keeps a count for each program and kernel series. A source or a kernel that
 makes the verifier walk much further shows here long before the limit of a million.
 """
 

@@ -279,7 +279,10 @@ def test_without_scapy_the_vantage_is_degraded_and_goes_on(
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     with Agent(net, "s", plan()) as agent:
         seen = until(agent, lambda s: s["state"][0] != "ok")
-        assert seen["state"] == ["degraded", "path probing needs scapy: apt-get install mvps-probe, or pip install mvps[probe]"]
+        assert seen["state"] == [
+            "degraded",
+            "path probing needs scapy: apt-get install mvps-probe, or pip install mvps[probe]",
+        ]
         assert len(seen["path_fib"]["objects"]) == 4  # two next hops for each family
         assert agent.tick()["state"][0] == "degraded"
 

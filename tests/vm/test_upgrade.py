@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from tests.vm.installation import KEPT_UNANSWERED, SPOOLED, build, host, install, set_up, status
@@ -68,4 +67,3 @@ def test_history_and_evidence_of_the_version_before_are_read(running: Machine) -
     # What was accepted before and after lies in one history.
     assert int(host(running)["accepted"]) >= 6
     assert running.run("journalctl -u mvps-broker --no-pager | grep -i traceback").code == 1
-

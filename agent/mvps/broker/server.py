@@ -171,8 +171,8 @@ class Broker:
         await server.start()
         if self._operators is not None:
             await self._operators.start()
-        for service in ("", SERVICE):
-            await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
+        for name in ("", SERVICE):
+            await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._server = server
         loop = asyncio.get_running_loop()
         self._tasks = [

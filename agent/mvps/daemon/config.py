@@ -123,8 +123,8 @@ class VantagesSection(_Section):
     disable: tuple[str, ...] = _setting((), "Vantages to leave out; wins over enable.")
     loader: Literal["auto", "core", "bcc"] = _setting(
         "auto",
-        "How programs get into the kernel: core as they were built, which takes a kernel with BTF; bcc compiles them here,"
-        " which takes python3-bpfcc and the kernel's headers; auto: bcc only where there is no BTF.",
+        "How programs get into the kernel: core as they were built, which takes a kernel with BTF; bcc compiles them"
+        " here, which takes python3-bpfcc and the kernel's headers; auto: bcc only where there is no BTF.",
     )
 
 

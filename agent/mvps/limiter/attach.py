@@ -376,9 +376,10 @@ def _new_link(program: int, name: str, index: int, mode: Mode) -> int:
         if error.errno in (errno.EBUSY, errno.EEXIST):
             seen = libbpf.query_xdp(index)
             other = seen.drv_prog_id or seen.skb_prog_id or seen.hw_prog_id or seen.prog_id
+            mode_there = libbpf.XDP_MODES.get(seen.attach_mode, "unknown")
             raise LimiterError(
                 f"{name} already runs the XDP program {libbpf.program_name(other) or '?'} (id {other}, "
-                f"{libbpf.XDP_MODES.get(seen.attach_mode, 'unknown')} mode), and an interface takes one: remove that one first "
+                f"{mode_there} mode), and an interface takes one: remove that one first "
                 f"(`bpftool net` shows whose it is; `ip link set dev {name} xdp off` removes one that is not a link)"
             ) from error
         if mode is Mode.NATIVE:

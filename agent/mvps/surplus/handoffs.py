@@ -224,4 +224,5 @@ def simulate(team: Team, treatment: Treatment, minutes: int, seed: int, warm_up:
             tally.near += taken_s > 0.8 * team.deadline_s
         begin(agent, now)
     means = np.mean(np.array(rows), axis=0) if rows else np.full(7, math.nan)
-    return Run(*(float(value) for value in means), jobs)
+    flips, quality, late, pressed, fragile, spread, debt = means.tolist()
+    return Run(flips, quality, late, pressed, fragile, spread, debt, jobs)

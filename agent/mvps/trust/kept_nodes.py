@@ -18,7 +18,6 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from mvps.trust.merkle import HASH_BYTES, node_count
@@ -36,7 +35,7 @@ class KeptNodesError(ValueError):
 
 class _State(NamedTuple):
     boundary: int
-    count: int
+    records: int
 
 
 class KeptNodes:
@@ -54,8 +53,8 @@ class KeptNodes:
             if len(header) < _HEADER.size:
                 raise KeptNodesError(f"{length} bytes are no header")
             state = _State(*_HEADER.unpack(header))
-            if length < _HEADER.size + state.count * _RECORD.size:
-                raise KeptNodesError(f"its header counts {state.count} records, and it has {length} bytes")
+            if length < _HEADER.size + state.records * _RECORD.size:
+                raise KeptNodesError(f"its header counts {state.records} records, and it has {length} bytes")
             self._state = state
 
     @property
@@ -66,11 +65,11 @@ class KeptNodes:
     @property
     def count(self) -> int:
         """Number of hashes."""
-        return self._state.count
+        return self._state.records
 
     def get(self, place: int) -> bytes | None:
         """The hash that stood at a place; None if it was not kept."""
-        low, high = 0, self._state.count
+        low, high = 0, self._state.records
         while low < high:
             middle = (low + high) // 2
             found, node = self._record(middle)
@@ -92,7 +91,7 @@ class KeptNodes:
     def extend(self, boundary: int, nodes: Iterable[tuple[int, bytes]]) -> None:
         """Move the boundary, with the (place, hash) pairs from the old one up to it, in order. On disk on return."""
         data = b"".join(_RECORD.pack(place, node) for place, node in nodes)
-        count = self._state.count
+        count = self._state.records
         at = _HEADER.size + count * _RECORD.size
         if not count:
             # A header of zeros counts nothing: records may stand before it is written.

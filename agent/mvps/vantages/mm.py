@@ -15,7 +15,7 @@ from mvps.vantages.vantage import Vantage
 from mvps.vantages.workload import Workloads
 
 # Most reclaims of one batch (32 pages) are shorter than 0.1 ms, and it is their number that weak pressure moves first:
-# 30 us attributes eleven more of 303 recorded faults to mm than 100 us does, at no false alarm more (docs/detection.md).
+# 30 us attributes eleven more of 303 recorded faults rightly than 100 us, at no false alarm more (docs/detection.md).
 SCALE = Scale(unit="ns", lowest=2.0**10, quiet=30e3)
 # PSI and our own sums are read some 100 us apart; below this many ns either side may be all rounding.
 _CLEAR_NS = 20e6
