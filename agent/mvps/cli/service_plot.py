@@ -45,7 +45,7 @@ def png(name: str, ticks: Sequence[ServiceTick]) -> bytes:
     above, below = figure.subplots(2, 1, sharex=True)
     when = [datetime.fromtimestamp(tick.tick_time_ns / 1e9, UTC) for tick in ticks]
     for axis, label in _AXES.items():
-        values = [tick.axes[axis] if axis in tick.axes else math.nan for tick in ticks]
+        values = [tick.axes.get(axis, math.nan) for tick in ticks]
         if not all(map(math.isnan, values)):
             above.plot(when, values, label=label, linewidth=1.0, linestyle="-" if axis.startswith("net") else "--")
     above.set_ylabel("coherence")

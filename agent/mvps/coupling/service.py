@@ -30,6 +30,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from enum import Enum
+from itertools import pairwise
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -227,7 +228,7 @@ class _Window:
     def longest_run(self) -> tuple[FloatArray, FloatArray]:
         """Times and rows of the longest stretch without a gap, of the latest one where equal."""
         edges = [0, *self.gaps(), len(self)]
-        length, end = max((end - begin, end) for begin, end in zip(edges, edges[1:], strict=False))
+        length, end = max((end - begin, end) for begin, end in pairwise(edges))
         return self.times[end - length : end], self.rows[end - length : end]
 
 
