@@ -69,7 +69,7 @@ def png(name: str, ticks: Sequence[ServiceTick]) -> bytes:
         seen[phase] = Patch(color=_BANDS[phase], label=f"{NUMBERS.get(phase, '')} {phase}".strip())
     above.legend(loc="lower left", ncols=4, fontsize="small")
     handles, _ = below.get_legend_handles_labels()
-    below.legend(handles=[*handles, *seen.values()], loc="upper left", ncols=4, fontsize="small")
+    below.legend(handles=[*handles, *seen.values()], loc="best", ncols=4, fontsize="small")
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=120)
     return out.getvalue()

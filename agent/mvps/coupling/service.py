@@ -19,7 +19,7 @@ first one go. A window that gives no baseline grows to four times its length and
 come from, and the posterior of BAU, WATCH, ALARM, CRITICAL at the p-value of D^2_joint (:mod:`mvps.coherence.phase`).
 *Onset* (ours): a surface has moved since it was first over its WATCH limit, until it was below it three times in a row.
 
-**Coupling** is evaluated rarely, for it costs a hundred times a tick: R_cross and its test over the longest run of
+**Coupling** is evaluated rarely, for it costs some 250 ticks: R_cross and its test over the longest run of
 fresh BAU rows among the last 600, lead and lag of H_net and H_AI over that of all fresh rows. Below 60 effective ticks
 both are refused, and say so.
 """
