@@ -105,7 +105,7 @@ def test_a_missing_surface_leaves_its_fields_out_and_is_named() -> None:
     state = service.state
     assert state.phase == pb.SERVICE_PHASE_INCOMPLETE
     assert state.HasField("net")
-    assert not (state.HasField("ai") or state.HasField("joint") or state.HasField("hamiltonian"))
+    assert not any(state.HasField(name) for name in ("ai", "joint", "hamiltonian"))
     assert dict(state.missing) == {"gpu-1/ai": "no snapshot of its host stands"}
     assert set(state.axes) == {"C_1^net", "C_2^net", "C_3^net"}
     (row,) = service_rows([service.view])

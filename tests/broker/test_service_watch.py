@@ -66,6 +66,7 @@ class Site:
         self.watch = ServiceWatch(chosen, keep=keep, clock=lambda: self.now_ns)
         self._draw = np.random.default_rng(seed)
         self.tick = BEGIN
+        self.sd = SD
         self.step()  # the lattice begins
 
     def step(self, seconds: float = 0.0) -> None:
@@ -80,7 +81,7 @@ class Site:
         self.watch.put(host, self.tick if tick is None else tick, SECOND, body(*surfaces))
 
     def drawn(self, axes: int, add: tuple[float, ...] = ()) -> tuple[float, ...]:
-        values = 0.8 + SD * self._draw.standard_normal(axes)
+        values = 0.8 + self.sd * self._draw.standard_normal(axes)
         values[: len(add)] += add
         return tuple(np.clip(values, 0.0, 1.0).tolist())
 
@@ -106,6 +107,7 @@ def test_it_calibrates_and_tells_the_phases_with_their_lead() -> None:
     site.seconds(60)
     assert (site.view.calibrated, site.view.needed, site.view.tick.phase) == (59, 60, None)  # one tick waits
     site.seconds(2)
+    site.sd = SD / 5  # what comes is clear of quiet alarms
     assert site.view.tick.phase is ICPhase.JOINT_BAU
     assert site.view.used == ("C_1^net", "C_2^net", "C_3^net", "C_1^AI", "C_2^W2")
     site.seconds(4, net=(-0.3,))
@@ -139,6 +141,7 @@ def test_what_is_missing_is_named_with_its_reason_and_is_no_0() -> None:
 def test_a_calibrated_service_whose_source_falls_silent_is_incomplete_once_nothing_stands() -> None:
     site = Site()
     site.seconds(62)
+    site.sd = SD / 5
     site.seconds(3, silent=("gpu-1",))
     assert site.view.missing == {}  # what it said last still stands, and is no new reading
     assert not site.view.tick.fresh

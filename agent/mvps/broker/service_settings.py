@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be set about the services a broker watches: which hosts carry one, and which AI vantages probe it.
 
-    [[service]]
-    name = "chat"
-    network = ["lb-1", "lb-2/kernel"]      # HOST, or HOST/SURFACE; "dataplane" where none is named
-    ai = ["gpu-1/ai.chat"]                 # HOST/ai.NAME: the host whose snapshots carry the surface
+[[service]]
+name = "chat"
+network = ["lb-1", "lb-2/kernel"]      # HOST, or HOST/SURFACE; "dataplane" where none is named
+ai = ["gpu-1/ai.chat"]                 # HOST/ai.NAME: the host whose snapshots carry the surface
 """
 
 from __future__ import annotations
@@ -79,9 +79,7 @@ class ServiceSettings(BaseModel):
     network: tuple[_Network, ...] = Field(
         min_length=1, max_length=_MAX_NETWORK, description='hosts that carry it: "HOST" or "HOST/SURFACE"'
     )
-    ai: tuple[_Ai, ...] = Field(
-        min_length=1, max_length=_MAX_AI, description='surfaces that probe it: "HOST/ai.NAME"'
-    )
+    ai: tuple[_Ai, ...] = Field(min_length=1, max_length=_MAX_AI, description='surfaces that probe it: "HOST/ai.NAME"')
     c4: bool = Field(False, description="C_4 is the seventh axis")
     tick_s: float = Field(1.0, ge=0.05, le=60, description="joint tick, in seconds")
     keep_s: float = Field(

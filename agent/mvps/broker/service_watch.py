@@ -10,7 +10,7 @@ snapshots that stand are taken out, and parsed and judged in a thread (:mod:`mvp
   unchanged in its host's snapshots until the next round, so that the same surface again is the same reading.
 - How long a snapshot stands is the setting ``keep_s``, else three of its host's ticks or of the service's, whichever
   are longer. A source without one is missing, by name and with the reason.
-- R_cross and lead cost a hundred ticks: one service is evaluated in a pass, so that the others' ticks do not wait.
+- R_cross and lead cost some 250 ticks: one service is evaluated in a pass, so that the others' ticks do not wait.
 
 Windows of calibration outlive a restart (:mod:`mvps.broker.service_windows`).
 """
@@ -314,9 +314,7 @@ class ServiceWatch:
 
 def _made(settings: ServiceSettings) -> _Service:
     tick_ns = round(settings.tick_s * _SECOND)
-    monitor = ServiceMonitor(
-        c4=settings.c4, calibration_ticks=settings.calibration_ticks, cutoffs=settings.cutoffs
-    )
+    monitor = ServiceMonitor(c4=settings.c4, calibration_ticks=settings.calibration_ticks, cutoffs=settings.cutoffs)
     hosts = {source.host: _Host() for source in settings.sources}
     return _Service(settings, monitor, hosts, tick_ns, max(min(tick_ns, _SECOND), _LEAST_WAIT_NS))
 

@@ -60,9 +60,7 @@ def load(path: Path) -> dict[str, Kept]:
             raise ValueError(f"it has more than {MAX_BYTES} bytes")
         return _decoded(json.loads(data, parse_constant=_no_constant))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-        raise ServiceWindowsError(
-            f"{path} holds no windows of services ({error}): they are calibrated anew"
-        ) from None
+        raise ServiceWindowsError(f"{path} holds no windows of services ({error}): they are calibrated anew") from None
 
 
 def save(path: Path, kept: Mapping[str, Kept]) -> None:

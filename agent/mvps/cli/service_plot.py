@@ -45,7 +45,7 @@ def png(name: str, ticks: Sequence[ServiceTick]) -> bytes:
     above, below = figure.subplots(2, 1, sharex=True)
     when = [datetime.fromtimestamp(tick.tick_time_ns / 1e9, UTC) for tick in ticks]
     for axis, label in _AXES.items():
-        values = [tick.axes[axis] if axis in tick.axes else math.nan for tick in ticks]
+        values = [tick.axes.get(axis, math.nan) for tick in ticks]
         if not all(map(math.isnan, values)):
             above.plot(when, values, label=label, linewidth=1.0, linestyle="-" if axis.startswith("net") else "--")
     above.set_ylabel("coherence")
@@ -69,7 +69,7 @@ def png(name: str, ticks: Sequence[ServiceTick]) -> bytes:
         seen[phase] = Patch(color=_BANDS[phase], label=f"{NUMBERS.get(phase, '')} {phase}".strip())
     above.legend(loc="lower left", ncols=4, fontsize="small")
     handles, _ = below.get_legend_handles_labels()
-    below.legend(handles=[*handles, *seen.values()], loc="upper left", ncols=4, fontsize="small")
+    below.legend(handles=[*handles, *seen.values()], loc="best", ncols=4, fontsize="small")
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=120)
     return out.getvalue()

@@ -19,7 +19,7 @@ first one go. A window that gives no baseline grows to four times its length and
 come from, and the posterior of BAU, WATCH, ALARM, CRITICAL at the p-value of D^2_joint (:mod:`mvps.coherence.phase`).
 *Onset* (ours): a surface has moved since it was first over its WATCH limit, until it was below it three times in a row.
 
-**Coupling** is evaluated rarely, for it costs a hundred times a tick: R_cross and its test over the longest run of
+**Coupling** is evaluated rarely, for it costs some 250 ticks: R_cross and its test over the longest run of
 fresh BAU rows among the last 600, lead and lag of H_net and H_AI over that of all fresh rows. Below 60 effective ticks
 both are refused, and say so.
 """
@@ -30,6 +30,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from enum import Enum
+from itertools import pairwise
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -227,7 +228,7 @@ class _Window:
     def longest_run(self) -> tuple[FloatArray, FloatArray]:
         """Times and rows of the longest stretch without a gap, of the latest one where equal."""
         edges = [0, *self.gaps(), len(self)]
-        length, end = max((end - begin, end) for begin, end in zip(edges, edges[1:], strict=False))
+        length, end = max((end - begin, end) for begin, end in pairwise(edges))
         return self.times[end - length : end], self.rows[end - length : end]
 
 
