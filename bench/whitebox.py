@@ -15,6 +15,7 @@ same numbers. It holds when reading finds 8-bit weights within 10 prompts better
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -112,7 +113,7 @@ def run(given: argparse.Namespace) -> Result:
         asked = list(zip(questions, said, strict=True))
         own = read_all(model, asked)
         again = read_all(model, asked)
-        pairs = list(zip(own, own[1:], strict=False))
+        pairs = list(itertools.pairwise(own))
         unrelated = float(np.median([hidden_distance(a, b) for a, b in pairs]))
         null = float(np.nanmean([unpaired_cka(a, b) for a, b in pairs]))
         found = {}

@@ -192,9 +192,7 @@ def test_without_comparisons_of_different_prompts_there_is_no_null_and_it_is_sai
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers"])
-def test_a_package_that_is_missing_is_named_with_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, package: str
-) -> None:
+def test_a_package_that_is_missing_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     if package == "transformers":
         pytest.importorskip("torch", reason="the extra `models` is not installed")
     monkeypatch.setitem(sys.modules, package, None)
@@ -397,9 +395,7 @@ def test_the_command_loads_asks_and_reads(tmp_path: Path, tiny: Any, capsys: pyt
     path = tmp_path / "ai.toml"
     path.write_text(
         f'name = "g"\nprompts = "{tmp_path}/prompts.toml"\n[whitebox]\npoints = "hidden"\n'
-        + "".join(
-            f'[[whitebox.replica]]\nname = "{name}"\ncheckpoint = "{tmp_path}/{name}"\n' for name in ("a", "b")
-        )
+        + "".join(f'[[whitebox.replica]]\nname = "{name}"\ncheckpoint = "{tmp_path}/{name}"\n' for name in ("a", "b"))
         + "[pace]\nperiod_s = 0.1\nmax_tokens = 4\nrequests_per_hour = 1000000\n"
     )
     assert main(["ai", "check", "--config", str(path)]) in {0, 1}  # a model that learned nothing may say nothing

@@ -344,7 +344,7 @@ class Reader:
             return made
         replayed = None
         if seen.replayed is not None:
-            replayed = np.array([self._again(*pair, tokens) for pair in zip(self._models, readings, strict=True)])
+            replayed = np.array([_again(*pair, tokens) for pair in zip(self._models, readings, strict=True)])
         return dataclasses.replace(
             made,
             between=compared.between,
@@ -352,11 +352,11 @@ class Reader:
             unrelated=_known([hidden_distance(one, other) for one, other in others]),
         )
 
-    
-    def _again(model: Reads, before: Reading | None, tokens: Sequence[int]) -> float:
-        """How far a replica is from itself when it reads the same once more; NaN where it gives no numbers."""
-        after = model.read(tokens) if before is not None else None
-        return np.nan if before is None or after is None else hidden_distance(before, after)
+
+def _again(model: Reads, before: Reading | None, tokens: Sequence[int]) -> float:
+    """How far a replica is from itself when it reads the same once more; NaN where it gives no numbers."""
+    after = model.read(tokens) if before is not None else None
+    return np.nan if before is None or after is None else hidden_distance(before, after)
 
 
 def _known(values: Sequence[float]) -> FloatArray:

@@ -147,8 +147,8 @@ class Broker:
         """Listen. BrokerError if the address cannot be had."""
         options = (*OPTIONS, ("grpc.max_concurrent_streams", self.settings.max_streams_per_connection))
         server = grpc.aio.server(options=options)
-        service = Service(self, remote_queries=self.settings.remote_queries, operators=self.settings.operators)
-        server.add_generic_rpc_handlers((service.handler(),))
+        methods = Service(self, remote_queries=self.settings.remote_queries, operators=self.settings.operators)
+        server.add_generic_rpc_handlers((methods.handler(),))
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
