@@ -189,8 +189,10 @@ def test_a_record_is_verified_and_says_what_was_decided(tmp_path: Path, capsys: 
     ends = record(path, ("e.1", many), ("e.2", [cap(60, state="Action", bh1=True, fallback="off")]))
     assert main(["surplus", "replay", str(path)]) == exits.OK
     said = capsys.readouterr().out.splitlines()
-    assert said[1].split() == "2026-09-07 12:34 acme 600 12000 0.400 to 0.460 1.2000 0.0100 Green -".split()
-    assert said[2].split() == "2026-09-07 12:35 acme 1 20 0.400 0.0020 0.0100 Action BH-1 off 1".split()
+    first = "2026-09-07 12:34 acme 600 12000 0.400 to 0.460 1.2000 0.0100 Green -"
+    assert said[1].split() == first.split()
+    second = "2026-09-07 12:35 acme 1 20 0.400 0.0020 0.0100 Action BH-1 off 1"
+    assert said[2].split() == second.split()
     assert said[3] == f"chain e.1: 600 lines, each follows; head {ends[0].head}"
     assert main(["surplus", "replay", str(path), "--json"]) == exits.OK
     shown = json.loads(capsys.readouterr().out)
@@ -268,9 +270,7 @@ def test_a_policy_that_cannot_be_used_says_why(
 
 
 @pytest.mark.parametrize("kind", packets.KINDS)
-def test_the_schemas_that_are_checked_in_are_those_of_the_models(
-    kind: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_schemas_that_are_checked_in_are_those_of_the_models(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["surplus", "schema", kind]) == exits.OK
     checked_in = Path(__file__).parents[2] / f"proto/surplus/{kind}.json"
     assert checked_in.read_text() == capsys.readouterr().out, f"mvps surplus schema {kind} > {checked_in.name}"

@@ -139,3 +139,21 @@ def test_a_real_models_generate_takes_it(model: Any) -> None:
     with SurplusLogitsProcessor(decoding(packets, OFF, embeddings), 0.8, end_tokens=[END]) as processor:
         same = generated(model, processor)
     assert same.tolist() == generated(model, None).tolist()
+
+
+def test_a_token_takes_one_transfer_from_the_device(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    embeddings = model.get_input_embeddings().weight.detach().numpy().astype(np.float32)
+    processor = SurplusLogitsProcessor(decoding([], ON, embeddings), 0.8)
+    tokens, scores = torch.tensor([[2, 5, 17], [9, 20, 4]]), torch.randn(2, VOCABULARY)
+    processor(tokens, scores.clone())
+    calls: list[str] = []
+    for name in ("cpu", "item", "tolist", "nonzero", "__bool__"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda self, *rest, _real=real, _name=name: (calls.append(_name), _real(self, *rest))[1]
+        )
+    processor(torch.cat([tokens, torch.tensor([[7], [8]])], dim=1), scores)
+    assert calls == ["cpu"]
+    processor.close()

@@ -203,6 +203,15 @@ def test_v1_follows_its_batch(desk: Desk) -> None:
     assert desk.open == 0
 
 
+def test_v1_a_request_that_is_moved_onto_another_ends_it(desk: Desk) -> None:
+    processor = vllm.runner_v1(object, desk.start)(CONFIG, "cpu", False)
+    processor.update_state(update(2, added=[(i, params(mvps_tenant=f"t{i}"), [5, 9], []) for i in range(2)]))
+    processor.apply(logits(2))
+    processor.update_state(update(1, moved=[(1, 0, MoveDirectionality.UNIDIRECTIONAL)]))
+    assert [one.tenant for one in desk.packets] == ["t0"]
+    assert desk.open == 1
+
+
 def test_v1_reads_what_was_drawn_from_the_output_lists(desk: Desk) -> None:
     processor = vllm.runner_v1(object, desk.start)(CONFIG, "cpu", False)
     outputs: list[list[int]] = [[], []]

@@ -254,3 +254,12 @@ def test_what_was_decided_is_read_from_the_packets() -> None:
     assert one.states == {State.GREEN, State.ACTION}
     assert one.fallbacks == {FallbackCause.OFF: 1}
     assert one.kl_used == pytest.approx(0.006)
+
+
+def test_what_comes_within_four_tenths_of_a_second_after_its_minute_still_counts() -> None:
+    minutes = Minutes(START + SECOND)
+    after = START + MINUTE_NS + 400_000_000
+    assert minutes.close_due(after, [IDLE], HEADS) == []
+    minutes.take([cap(START + 59 * SECOND)], after)
+    (health,) = minutes.close_due(START + MINUTE_NS + SECOND, [IDLE], HEADS)
+    assert (health.packets, minutes.refused) == (1, {})

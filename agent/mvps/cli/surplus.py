@@ -110,9 +110,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
     answer = _asked(arguments)
     if arguments.json:
-        document = MessageToDict(
-            answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-        )
+        document = MessageToDict(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
         print(json.dumps(document | {"health": [json.loads(line) for line in answer.health]}, indent=2))
         return _code(answer.tenants)
     if not answer.engines and not answer.tenants:
@@ -211,8 +209,9 @@ def _replay(arguments: argparse.Namespace) -> int:
     torn = 0
     try:
         with arguments.file.open("rb") as file:
-            for chain, torn in _verified(file, minutes):
+            for chain, left in _verified(file, minutes):
                 chains.append(chain)
+                torn = left
     except OSError as error:
         code = exits.NOT_PERMITTED if isinstance(error, PermissionError) else exits.USAGE
         raise exits.Failure(code, f"cannot read {arguments.file}: {error.strerror}") from None

@@ -123,7 +123,7 @@ class Engines:
                     self._refused["unsealed"] += gone.chain.length > gone.sealed
                 stream = self._streams[name] = Stream(Chain.begin(name))
                 return stream
-        self._refuse("streams" if full else "name", problem, full=full)
+        return self._refuse("streams" if full else "name", problem, full=full)
 
     def take(self, stream: Stream, batch: pb.SurplusBatch) -> pb.SurplusControl:
         """Verify a batch, add it up and answer it. Refused ends the stream."""

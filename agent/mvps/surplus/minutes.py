@@ -275,9 +275,7 @@ class Minutes:
         tenant = self._tenants[name]
         fragility = math.nan
         if tally.packets:
-            fragility = crp(
-                growth, slots, tally.broken / tally.packets, tally.variation, tally.capped / tally.packets
-            )
+            fragility = crp(growth, slots, tally.broken / tally.packets, tally.variation, tally.capped / tally.packets)
         tenant.watch, verdict = tenant.watch.step(Minute(tenant.spread, fragility, star))
         tenant.schedule = tenant.schedule.step(star, tenant.watch.crp, verdict.sse, verdict.xi, verdict.band)
         tenant.verdict, tenant.star = verdict, star
