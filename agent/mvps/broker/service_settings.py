@@ -77,9 +77,9 @@ class ServiceSettings(BaseModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="as it is shown")
     network: tuple[_Network, ...] = Field(
-        min_length=1, max_length=_MAX_NETWORK, description='hosts that carry it: "HOST" or "HOST/SURFACE"'
+        max_length=_MAX_NETWORK, description='hosts that carry it: "HOST" or "HOST/SURFACE"'
     )
-    ai: tuple[_Ai, ...] = Field(min_length=1, max_length=_MAX_AI, description='surfaces that probe it: "HOST/ai.NAME"')
+    ai: tuple[_Ai, ...] = Field(max_length=_MAX_AI, description='surfaces that probe it: "HOST/ai.NAME"')
     c4: bool = Field(False, description="C_4 is the seventh axis")
     tick_s: float = Field(1.0, ge=0.05, le=60, description="joint tick, in seconds")
     keep_s: float = Field(
@@ -94,7 +94,9 @@ class ServiceSettings(BaseModel):
 
     @field_validator("network", "ai")
     @classmethod
-    def _distinct(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    def _some_and_distinct(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        if not sources:  # and not by min_length, which would repeat what is wrong with the only one
+            raise ValueError("name at least one")
         if twice := sorted({str(one) for one in sources if sources.count(one) > 1}):
             raise ValueError(f'"{twice[0]}" is there twice')
         return sources
