@@ -38,7 +38,7 @@ from mvps.coherence.model import CoherenceVector, Decision, SurfaceModel
 from mvps.coherence.observation import Observation
 from mvps.coherence.phase import Phase
 from mvps.provoke.faults import FAULTS
-from mvps.vantages import blk, irq
+from mvps.vantages import blk, irq, mm, sched, sock
 from mvps.vantages.recording import Mark, RecordingError, Tick, read
 from mvps.vantages.registry import DATAPLANE, KERNEL
 from mvps.vantages.witness import CountWitness
@@ -56,6 +56,8 @@ LEAST_QUIET_HOURS = 2.0
 LEAST_EPISODES = 30  # judged, per fault and dose
 # How much power against the rival may be lost on a single fault.
 TOLERANCE = 0.05
+# A recording keeps the scales of its day; what is judged is what is shipped.
+SHIPPED_QUIET = {vantage.__name__.rsplit(".", 1)[1]: vantage.SCALE.quiet for vantage in (blk, irq, mm, sched, sock)}
 # Lying probes: what the observation calls the count, what it calls the witness's, and the skew of the two.
 LIARS = {"blk": ("requests", "witness_requests", blk.SKEW), "irq": ("runs", "witness_runs", irq.SKEW)}
 # The share of the events that is told: a quarter lost, one of two CPUs lost, a program attached twice.
@@ -208,7 +210,8 @@ def judge(
     quiet: Mapping[str, float] | None = None,
     lie: Lie | None = None,
 ) -> Judged:
-    """Replay one recording; ``quiet`` overrides the absolute scale of named vantages."""
+    """Replay one recording with the absolute scales that are shipped now; ``quiet`` overrides named vantages'."""
+    scales = SHIPPED_QUIET | dict(quiet or {})
     models = {surface: SurfaceModel(surface, names, settings) for surface, names in SURFACES.items()}
     rival, attribution = ZScores(), Attribution()
     judged = Judged()
@@ -217,8 +220,8 @@ def judge(
         vectors: dict[str, CoherenceVector] = {}
         for surface, names in SURFACES.items():
             here = {name: entry.observations[name] for name in names if name in entry.observations}
-            for name in here.keys() & (quiet or {}).keys():
-                scale = dataclasses.replace(here[name].scale, quiet=(quiet or {})[name])
+            for name in here.keys() & scales.keys():
+                scale = dataclasses.replace(here[name].scale, quiet=scales[name])
                 here[name] = dataclasses.replace(here[name], scale=scale)
             result = models[surface].step(entry.index, here)
             if result.decision is not None:
