@@ -65,6 +65,15 @@
 #define TCP_SOCK(sk)              ((struct tcp_sock *)(sk)) /* tcp_probe is in tcp_rcv_established: always a full one */
 #define barrier_var(var)          asm volatile("" : "+r"(var))
 
+/* bcc's processor has no 32-bit jumps: a bound that was compared before is one of a copy, and LLVM drops a mask that it
+ * knows to be without effect. The verifier of 6.1 then knows no bound at all. */
+#define WITHIN(index, size)                                                                                            \
+    ({                                                                                                                 \
+        u64 within = (index);                                                                                          \
+        barrier_var(within);                                                                                           \
+        within &((size)-1);                                                                                            \
+    })
+
 #define ARRAY_MAP(name, flags, value_type) struct name##_outside
 #define LICENSED                           struct licensed_by_bcc
 

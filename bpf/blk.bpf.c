@@ -78,7 +78,7 @@ int HOOK(block_rq_complete, blk_complete, struct request *rq, int error, unsigne
     if ((s64)ns < 0) /* start stamps are cached per plug and may be taken a little later than read */
         ns = 0;
     bin = hist_slot(ns, LOWEST_BIT);
-    add(&cell->hist[bin & (HIST_BINS - 1)], 1);
+    add(&cell->hist[WITHIN(bin, HIST_BINS)], 1);
     add(&cell->latency_ns, ns);
     touch(cell->objects, &cell->objects_full, cgroup ? READ(READ(cgroup, kn), id) : 0, 0);
     mark_over(&cell->first_over, bin);

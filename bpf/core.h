@@ -6,6 +6,7 @@
  *  MAP      a map's address; LOOKUP finds a value in it
  *  READ     a field behind a pointer that a hook was given or a READ gave: the verifier knows its type, so it is a load
  *  PROBE    a field behind a pointer whose type the verifier does not know; a chain of fields is followed
+ *  WITHIN   an index brought below a size, which is a power of two
  *  ARRAY_MAP, CELLS, CONSTANT, LICENSED   declarations
  *
  * Globals are constants only, and nothing else of libbpf's or bcc's own languages is used in sources that both take.
@@ -27,6 +28,7 @@
 #define PROBE(pointer, fields...) BPF_CORE_READ(pointer, fields)
 #define ANCESTOR(cgroup, level)   ((void *)(cgroup) + bpf_core_field_offset(struct cgroup, ancestors) + (level)*8)
 #define CURRENT_TASK()            ((struct task_struct *)bpf_get_current_task_btf())
+#define WITHIN(index, size)       ((index) & ((size)-1))
 #define TCP_SOCK(sk)              bpf_skc_to_tcp_sock(sk)
 
 /* An array with this many values; the loader raises it for cells to the number of possible CPUs. */

@@ -54,7 +54,7 @@ int HOOK(softirq_exit, irq_ended, unsigned int vector)
     ns = bpf_ktime_get_ns() - cell->entered_ns;
     cell->entered_vector = 0;
     bin = hist_slot(ns, LOWEST_BIT);
-    add(&cell->hist[bin & (HIST_BINS - 1)], 1);
+    add(&cell->hist[WITHIN(bin, HIST_BINS)], 1);
     add(&cell->softirq_ns, ns);
     add(&cell->runs[slot], 1);
     mark_over(&cell->first_over, bin);

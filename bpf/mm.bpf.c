@@ -94,7 +94,7 @@ static __always_inline struct mm_cell *end(void)
         ns = bpf_ktime_get_ns() - s->ns;
         __sync_lock_test_and_set(&s->task, 0);
         bin = hist_slot(ns, LOWEST_BIT);
-        add(&cell->hist[bin & (HIST_BINS - 1)], 1);
+        add(&cell->hist[WITHIN(bin, HIST_BINS)], 1);
         add(&cell->stall_ns, ns);
         touch(cell->objects, &cell->objects_full, bpf_get_current_cgroup_id(), ns);
         mark_over(&cell->first_over, bin);

@@ -41,7 +41,7 @@ int HOOK(sched_switch, sched_run, bool preempt, struct task_struct *prev, struct
     if ((s64)ns < 0) /* clocks of two CPUs may disagree by some ns after a migration */
         ns = 0;
     bin = hist_slot(ns, LOWEST_BIT);
-    add(&cell->hist[bin & (HIST_BINS - 1)], 1);
+    add(&cell->hist[WITHIN(bin, HIST_BINS)], 1);
     add(&cell->delay_ns, ns);
     add(&cell->switches, 1);
     touch(cell->objects, &cell->objects_full, cgroup->kn->id, 0);

@@ -61,7 +61,7 @@ int HOOK(tcp_probe, sock_segment, struct sock *sk)
         return 0;
     }
     bin = hist_slot((u64)srtt * 2 / floor, LOWEST_BIT);
-    add(&cell->hist[bin & (HIST_BINS - 1)], 1);
+    add(&cell->hist[WITHIN(bin, HIST_BINS)], 1);
     queued = READ(sk, sk_wmem_queued);
     if (queued > 0)
         add(&cell->send_queue_bytes, queued);
@@ -97,15 +97,16 @@ int HOOK(sock_exceed_buf_limit, sock_buffer_limit, struct sock *sk)
 int HOOK(kfree_skb, sock_dropped, struct sk_buff *skb, void *location, unsigned int reason)
 {
     struct sock_cell *cell = own_cell(MAP(sock_cells));
+    u64 slot;
 
     if (!cell)
         return 0;
     if (scope_netns && (!READ(skb, dev) || READ(READ(READ(skb, dev), nd_net.net), ns.inum) != scope_netns))
         return 0;
-    reason = reason < DROP_REASONS ? reason : DROP_REASONS - 1;
-    KEEP_BOUND(reason);
-    if (reason < DROP_REASONS)
-        add(&cell->drops[reason], 1);
+    slot = reason < DROP_REASONS ? reason : DROP_REASONS - 1;
+    KEEP_BOUND(slot);
+    if (slot < DROP_REASONS)
+        add(&cell->drops[slot], 1);
     return 0;
 }
 
