@@ -14,17 +14,10 @@
 #ifndef MVPS_BCC_H
 #define MVPS_BCC_H
 
-#include <linux/blk-mq.h>
+/* Parsing headers is most of the time it takes: what only one signal reads, its source includes. */
 #include <linux/cgroup-defs.h>
 #include <linux/kernfs.h>
-#include <linux/ns_common.h>
 #include <linux/sched.h>
-#include <linux/skbuff.h>
-#include <linux/tcp.h>
-#include <net/ip6_fib.h>
-#include <net/net_namespace.h>
-#include <net/route.h>
-#include <net/sock.h>
 
 /* A tracepoint's argument comes as a 64-bit word, whatever its type. */
 #pragma clang diagnostic ignored "-Wint-conversion"

@@ -11,6 +11,9 @@
  * A sequence of flushes (block/blk-flush.c) ends with a completion without octets of the request it was made for: an
  * fsync, or a journal's commit block whose data was done before. diskstats counts it too, and it was never issued.
  */
+#ifdef MVPS_BCC
+#include <linux/blk-mq.h>
+#endif
 #include "common.h"
 
 #define LOWEST_BIT 10 /* 1 us: below any real device */

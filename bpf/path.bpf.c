@@ -9,6 +9,14 @@
  * names the next hop the *socket's route* points to, with its RTT: a second road to the same shares. netif_receive_skb
  * gives the TTL packets from a neighbour arrive with: it moves when the path behind the neighbour changes length.
  */
+#ifdef MVPS_BCC
+#include <linux/netdevice.h>
+#include <linux/skbuff.h>
+#include <linux/tcp.h>
+#include <net/ip6_fib.h>
+#include <net/net_namespace.h>
+#include <net/route.h>
+#endif
 #include "common.h"
 
 #define AF_INET  2

@@ -6,6 +6,12 @@
  * sockets older than we are (sock_ops misses those). The severity is srtt / min_rtt, which needs no knowledge of the
  * path's length. tcp_retransmit_skb is the loss the sender saw; kfree_skb's reason says where the host dropped.
  */
+#ifdef MVPS_BCC
+#include <linux/skbuff.h>
+#include <linux/tcp.h>
+#include <net/net_namespace.h>
+#include <net/sock.h>
+#endif
 #include "common.h"
 
 #define LOWEST_BIT 4 /* severity is in 1/16 of min RTT: bin 1 starts at ratio 1 */

@@ -2,7 +2,7 @@
 """Compile and load the programs of one signal with bcc, hand their descriptors over, and end.
 
 Run by the system's Python (probes/bcc.py says how), since Debian's python3-bpfcc belongs to it: nothing of MVPS can be
-imported here. LLVM and its 130 MiB are gone with this process; programs stay, because their descriptors do.
+imported here. LLVM and its 210 MiB are gone with this process; programs stay, because their descriptors do.
 
 Standard input: one JSON object with text (the main C text), flags (for clang), programs (names) and channel (the
 descriptor of a Unix socket, on which the programs' descriptors are sent, in the order of their names). Exit code 1 and

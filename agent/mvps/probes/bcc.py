@@ -7,7 +7,7 @@ same, so that the source (bpf/core.h and bpf/bcc.h spell it for either loader) c
  1. The built object is opened, not loaded: its declarations say which maps and programs there are and at which
     tracepoints, and its BTF how a cell is laid out. Maps are made from that, by us.
  2. A process of the system's Python compiles and loads the programs (bpf/with_bcc.py) against those maps, and hands
-    back their descriptors. It takes 130 MiB and a fraction of a second, and ends before the first tick.
+    back their descriptors. It takes up to 210 MiB and one or two seconds, and ends before the first tick.
  3. Each program is attached as a raw tracepoint of the same name.
 
 Headers of another kernel compile just as well and read wrong offsets without a word (6.1's on 6.18 took srtt_us from
@@ -37,7 +37,7 @@ Loader = Literal["auto", "core", "bcc"]
 
 _PYTHON = "/usr/bin/python3"
 _MODULE = "usr/lib/python3/dist-packages/bcc/__init__.py"
-_COMPILE_S = 300.0  # a quarter of a second where a processor is not emulated
+_COMPILE_S = 300.0  # one or two where a processor is not emulated
 _LOG_CHARS = 4000
 # Signals whose source reads types that no header shows.
 _NEEDS_BTF = {"sched": "the run queue's clock is in no kernel header"}
