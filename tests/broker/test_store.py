@@ -16,7 +16,7 @@ from wire_samples import new_host, parcel, row
 from mvps.broker.store import NOTHING, Kept, Row, Store
 from mvps.broker.tables import StoreError
 from mvps.trust.checkpoint import Checkpoint
-from mvps.trust.evidence_log import leaf_of
+from mvps.trust.evidence_log import EvidenceError, leaf_of
 from mvps.trust.gate import Run
 from mvps.trust.limits import MAX_BASELINES_KEPT
 from mvps.trust.merkle import Tree, included, leaf_hash
@@ -299,8 +299,10 @@ async def test_retention_removes_segments_and_keeps_what_silent_vantages_said_la
         latest = {known.vantage_id: known.latest for known in reopened.vantages()}
         assert latest["silent"] == stored(last, first_leaf=1)[0]
         assert latest["host-1"].leaf == 5
-        leaf = leaf_of(latest["silent"].sealed)
-        assert included(leaf_hash(leaf), 1, reopened.evidence.head, reopened.evidence.inclusion(1, 6))
+        leaf = leaf_of(latest["host-1"].sealed)
+        assert included(leaf_hash(leaf), 5, reopened.evidence.head, reopened.evidence.inclusion(5, 6))
+        with pytest.raises(EvidenceError, match="was pruned"):
+            reopened.evidence.inclusion(1, 6)
     store = reopen()
     await store.submit(parcel(row(silent)), 0)
     with sqlite3.connect(store._path) as db:
@@ -350,12 +352,12 @@ async def test_a_full_store_goes_on_and_keeps_the_newest(reopen: Open) -> None:
         assert [each.counter for each in history] == [each.counter for each in reversed(kept)]
         assert bound // 2 < sum(each.sealed.size for each in history) < bound
         assert max(map(sealed_ns, gone)) < store.backfill_from_ns <= min(map(sealed_ns, kept))
-        # The tree holds what is gone: whoever kept it can still prove it.
+        # What is there is proved still, in the tree that has all that ever was.
         assert store.evidence.first > 1
-        leaf = leaf_hash(leaf_of(gone[0].sealed))
+        leaf, oldest = leaf_hash(leaf_of(kept[0].sealed)), 1 + len(gone)
         head = store.evidence.head
         assert head.size == 1 + len(sent)
-        assert included(leaf, 1, head, store.evidence.inclusion(1, head.size))
+        assert included(leaf, oldest, head, store.evidence.inclusion(oldest, head.size))
         latest = {known.vantage_id: known.latest.sealed for known in store.vantages()}
         assert latest == {"host-1": sent[-1].sealed, "silent": first.sealed}
         if not again:

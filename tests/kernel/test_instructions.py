@@ -31,7 +31,7 @@ def test_growth_and_what_is_not_on_record_are_complained_of() -> None:
     assert series("6.18.44-x") == "6.18"
 
 
-def test_the_supported_kernels_are_on_record() -> None:
+def test_every_kernel_on_record_has_every_program() -> None:
     record = json.loads(RECORD.read_text())
-    assert {"6.1", "6.12"} <= set(record)
+    assert record
     assert len({frozenset(programs) for programs in record.values()}) == 1
