@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.surplus.cap_sample import HASH, cap
 
 from mvps.cli import exits
 from mvps.cli.main import main
@@ -21,7 +22,8 @@ from mvps.v1 import local_pb2, local_pb2_grpc
 
 # ruff: noqa: N802 - methods are named as gRPC calls them
 
-HASH = "sha256:" + "0" * 64
+SECOND = 10**9
+START = 1_788_784_440 * SECOND  # 2026-09-07T12:34:00Z
 HEALTH: dict[str, Any] = {
     "bucket": "2026-09-07T12:34:00Z",
     "tenant": "acme",
@@ -41,30 +43,6 @@ HEALTH: dict[str, Any] = {
     "refused": {"late": 2},
     "cap_head": HASH,
 }
-
-
-def cap(second: int, **changes: Any) -> Cap:
-    plain: dict[str, Any] = {
-        "ts": f"2026-09-07T12:{34 + second // 60:02}:{second % 60:02}Z",
-        "tenant": "acme",
-        "session": HASH,
-        "model": "small",
-        "theta": None,
-        "phi": None,
-        "iT": None,
-        "L": {"dlp": 0.1, "progress": 0.0},
-        "Gamma": {"drift": 0.0},
-        "lambda": 0.4,
-        "kl_used": 0.002,
-        "kl_budget": 0.01,
-        "dlogits_l2": 0.1,
-        "steps": 20,
-        "action": {"type": "token"},
-        "candidates": 8,
-        "state": "Green",
-        "tokens": 20,
-    }
-    return parse(json.dumps(plain | changes).encode(), Cap)
 
 
 class Agent(local_pb2_grpc.LocalServicer):
@@ -185,8 +163,8 @@ def record(path: Path, *chains: tuple[str, list[Cap]]) -> list[Chain]:
 
 def test_a_record_is_verified_and_says_what_was_decided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "engine.record"
-    many = [cap(i // 10, **{"lambda": 0.4 + i / 10_000}) for i in range(600)]
-    ends = record(path, ("e.1", many), ("e.2", [cap(60, state="Action", bh1=True, fallback="off")]))
+    many = [cap(START + i // 10 * SECOND, **{"lambda": 0.4 + i / 10_000}) for i in range(600)]
+    ends = record(path, ("e.1", many), ("e.2", [cap(START + 60 * SECOND, state="Action", bh1=True, fallback="off")]))
     assert main(["surplus", "replay", str(path)]) == exits.OK
     said = capsys.readouterr().out.splitlines()
     first = "2026-09-07 12:34 acme 600 12000 0.400 to 0.460 1.2000 0.0100 Green -"
@@ -206,7 +184,7 @@ def test_a_line_that_is_missing_or_changed_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], line: int
 ) -> None:
     path = tmp_path / "engine.record"
-    record(path, ("e.1", [cap(i // 10) for i in range(600)]))
+    record(path, ("e.1", [cap(START + i // 10 * SECOND) for i in range(600)]))
     whole = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(whole[:line] + whole[line + 1 :]))
     assert main(["surplus", "replay", str(path)]) == exits.FOUND
@@ -219,7 +197,7 @@ def test_a_line_that_is_missing_or_changed_is_found(
 
 def test_a_record_that_ends_within_a_line_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "engine.record"
-    record(path, ("e.1", [cap(0), cap(1)]))
+    record(path, ("e.1", [cap(START), cap(START + SECOND)]))
     path.write_bytes(path.read_bytes()[:-10])
     assert main(["surplus", "replay", str(path)]) == exits.FOUND
     said = capsys.readouterr().out

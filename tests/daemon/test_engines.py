@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.surplus.cap_sample import cap
 
 from mvps.coherence.observation import HIST_BINS, Observation, Scale
 from mvps.daemon.engines import (
@@ -38,7 +38,6 @@ from mvps.v1.snapshot_pb2 import PHASE_ALARM, PHASE_CALIBRATING, Snapshot
 
 SECOND = 10**9
 START = 1_700_000_040 * SECOND
-HASH = "sha256:" + "0" * 64
 
 
 class Clock:
@@ -46,30 +45,6 @@ class Clock:
 
     def __call__(self) -> int:
         return self.now
-
-
-def cap(clock: Clock, tenant: str = "acme", **changes: Any) -> Cap:
-    plain: dict[str, Any] = {
-        "ts": datetime.fromtimestamp(clock.now // SECOND, UTC).isoformat().replace("+00:00", "Z"),
-        "tenant": tenant,
-        "session": HASH,
-        "model": "small",
-        "theta": None,
-        "phi": None,
-        "iT": None,
-        "L": {"dlp": 0.1, "progress": 0.0},
-        "Gamma": {"drift": 0.0},
-        "lambda": 0.4,
-        "kl_used": 0.002,
-        "kl_budget": 0.01,
-        "dlogits_l2": 0.1,
-        "steps": 20,
-        "action": {"type": "token"},
-        "candidates": 8,
-        "state": "Green",
-        "tokens": 20,
-    }
-    return parse(json.dumps(plain | changes).encode(), Cap)
 
 
 class Engine:
@@ -112,7 +87,7 @@ def tick(engines: Engines) -> Snapshot:
 
 def test_packets_become_health_and_the_answer_says_how_hard_to_push(engines: Engines, clock: Clock) -> None:
     engine = Engine(engines)
-    answer = engine.send(cap(clock), cap(clock, "other"), load=pb.EngineLoad(running=8, slots=8))
+    answer = engine.send(cap(clock.now), cap(clock.now, "other"), load=pb.EngineLoad(running=8, slots=8))
     assert [one.tenant for one in answer.tenants] == ["acme", "other"]
     assert answer.length == 2
     assert answer.flush_ns == FLUSH_NS
@@ -144,14 +119,14 @@ def test_a_chain_that_breaks_ends_its_stream_and_nothing_of_the_batch_counts(
     engines: Engines, clock: Clock, change: str
 ) -> None:
     engine = Engine(engines)
-    engine.send(cap(clock))
-    batch = engine.batch(cap(clock), cap(clock, "secret"), cap(clock))
+    engine.send(cap(clock.now))
+    batch = engine.batch(cap(clock.now), cap(clock.now, "secret"), cap(clock.now))
     if change == "left_out":
         del batch.lines[1]
     elif change == "changed":
         batch.lines[1] = batch.lines[1].replace(b"0.002", b"0.001")
     else:
-        batch.lines[1] = Chain.begin("other").append(cap(clock))[1]
+        batch.lines[1] = Chain.begin("other").append(cap(clock.now))[1]
     with pytest.raises(Refused, match="does not follow"):
         engines.take(engine.stream, batch)
     assert refused(engines) == {"chain": 1}
@@ -161,7 +136,7 @@ def test_a_chain_that_breaks_ends_its_stream_and_nothing_of_the_batch_counts(
 
 def test_content_has_no_way_in(engines: Engines, clock: Clock) -> None:
     engine = Engine(engines)
-    (line,) = engine.batch(cap(clock)).lines
+    (line,) = engine.batch(cap(clock.now)).lines
     with pytest.raises(Refused, match="Extra inputs") as caught:
         engines.take(engine.stream, pb.SurplusBatch(lines=[line.replace(b'"bh1"', b'"prompt":"my name is Ann","bh1"')]))
     assert "Ann" not in str(caught.value)
@@ -207,7 +182,7 @@ def test_so_many_engines_and_no_more_until_one_leaves(engines: Engines) -> None:
 
 def test_streams_that_ended_are_kept_until_they_are_sealed_but_not_without_end(engines: Engines, clock: Clock) -> None:
     engine = Engine(engines)
-    engine.send(cap(clock))
+    engine.send(cap(clock.now))
     engines.close(engine.stream)
     assert json.loads(tick(engines).extensions[EXTENSION])[0]["head"] == engine.chain.head
     assert [one.chain for one in engines.status().engines] == ["engine-1"]
@@ -220,7 +195,7 @@ def test_streams_that_ended_are_kept_until_they_are_sealed_but_not_without_end(e
     assert refused(engines) == {}
     for number in range(MAX_STREAMS_KEPT + 1):
         unsealed = Engine(engines, f"u{number}")
-        unsealed.send(cap(clock))
+        unsealed.send(cap(clock.now))
         engines.close(unsealed.stream)
     assert refused(engines) == {"unsealed": 1}
 
@@ -228,13 +203,13 @@ def test_streams_that_ended_are_kept_until_they_are_sealed_but_not_without_end(e
 def test_heads_that_moved_travel_in_the_snapshot_and_a_broker_takes_it(engines: Engines, clock: Clock) -> None:
     assert EXTENSION not in tick(engines).extensions
     first, second = Engine(engines, "a"), Engine(engines, "b")
-    first.send(cap(clock))
-    second.send(cap(clock), cap(clock))
+    first.send(cap(clock.now))
+    second.send(cap(clock.now), cap(clock.now))
     sealed = json.loads(tick(engines).extensions[EXTENSION])
     chains = (first.chain, second.chain)
     assert sealed == [{"chain": one.name, "head": one.head, "length": one.length} for one in chains]
     assert EXTENSION not in tick(engines).extensions, "nothing moved"
-    second.send(cap(clock))
+    second.send(cap(clock.now))
     snapshot = Snapshot(
         schema_version=SCHEMA_VERSION, vantage_id="v", tick=1, tick_time_ns=SECOND, tick_period_ns=SECOND
     )
@@ -250,7 +225,7 @@ def test_as_many_heads_as_are_kept_fit_into_an_extension(clock: Clock) -> None:
     engines = Engines(SECOND, 1, clock)
     for number in range(MAX_STREAMS_KEPT):
         engine = Engine(engines, f"{number:064d}")
-        engine.send(cap(clock))
+        engine.send(cap(clock.now))
         engines.close(engine.stream)
     content = tick(engines).extensions[EXTENSION]
     assert len(json.loads(content)) == MAX_STREAMS_KEPT
@@ -260,8 +235,8 @@ def test_as_many_heads_as_are_kept_fit_into_an_extension(clock: Clock) -> None:
 def test_numbers_that_cannot_be_are_counted_and_not_used(engines: Engines, clock: Clock) -> None:
     engine = Engine(engines)
     for fields in ({"kv_cache_use": float("nan")}, {"kv_cache_use": 1.5}, {"running": 2**40}):
-        engine.send(cap(clock), load=pb.EngineLoad(**fields))
-    engine.send(cap(clock), spread={"acme": -1.0, "nobody": 0.5}, dropped=7)
+        engine.send(cap(clock.now), load=pb.EngineLoad(**fields))
+    engine.send(cap(clock.now), spread={"acme": -1.0, "nobody": 0.5}, dropped=7)
     engine.send(dropped=5)
     assert refused(engines) == {"load": 3, "spread": 2, "dropped_by_engine": 7}
     assert not engines.status().engines[0].HasField("load")
@@ -270,13 +245,13 @@ def test_numbers_that_cannot_be_are_counted_and_not_used(engines: Engines, clock
 
 def test_the_spread_that_an_engine_measures_comes_back_to_all(engines: Engines, clock: Clock) -> None:
     first, second = Engine(engines, "a"), Engine(engines, "b")
-    first.send(cap(clock), spread={"acme": 0.25})
-    assert second.send(cap(clock)).tenants[0].sse == 0.25
+    first.send(cap(clock.now), spread={"acme": 0.25})
+    assert second.send(cap(clock.now)).tenants[0].sse == 0.25
 
 
 def test_a_tick_closes_the_minute_where_no_engine_does(engines: Engines, clock: Clock) -> None:
     engine = Engine(engines)
-    engine.send(cap(clock))
+    engine.send(cap(clock.now))
     clock.now += MINUTE_NS + GRACE_NS
     tick(engines)
     assert len(engines.status().health) == 1
@@ -341,7 +316,7 @@ def test_whatever_an_engine_sends_is_taken_whole_or_refused_whole(
     engine = Engine(engines)
     running, waiting, slots, dropped = counts
     load = pb.EngineLoad(running=running, waiting=waiting, slots=slots, kv_cache_use=cache)
-    batch = engine.batch(cap(clock), cap(clock, "other"), spread=spread, dropped=dropped, load=load)
+    batch = engine.batch(cap(clock.now), cap(clock.now, "other"), spread=spread, dropped=dropped, load=load)
     for position, octets in edits:
         line = bytearray(batch.lines[0])
         line[position : position + len(octets)] = octets

@@ -12,47 +12,24 @@ import socket
 import stat
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from tests.surplus.cap_sample import cap
 
 from mvps.daemon.config import Config
 from mvps.daemon.local_api import MAX_WATCHERS, LocalApi, LocalApiError
 from mvps.daemon.service import Agent
-from mvps.surplus.packets import Cap, Chain, parse
+from mvps.surplus.packets import Chain
 from mvps.v1 import local_pb2 as pb
 from mvps.v1 import local_pb2_grpc
 from mvps.v1.snapshot_pb2 import Decision, Lateral, Phase, Snapshot, Surface
 
 C4 = 0.4142135623730951
-
-
-def cap() -> Cap:
-    """A packet of now."""
-    plain = {
-        "ts": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
-        "tenant": "acme",
-        "session": "sha256:" + "0" * 64,
-        "model": "small",
-        "theta": None,
-        "phi": None,
-        "iT": None,
-        "L": {"dlp": 0.1, "progress": 0.0},
-        "Gamma": {"drift": 0.0},
-        "lambda": 0.4,
-        "kl_used": 0.002,
-        "kl_budget": 0.01,
-        "dlogits_l2": 0.1,
-        "steps": 20,
-        "action": {"type": "token"},
-        "candidates": 8,
-        "state": "Green",
-    }
-    return parse(json.dumps(plain).encode(), Cap)
 
 
 @pytest.fixture
@@ -274,7 +251,7 @@ def test_the_operators_socket_is_for_its_owner_alone(agent: Agent, path: Path) -
 
 def test_an_engine_streams_packets_and_is_told_how_hard_to_push(stub: Any, agent: Agent, ticks: Any) -> None:
     assert stub.SurplusStatus(pb.SurplusStatusRequest(), timeout=5) == pb.SurplusStatusResponse()
-    chain, line = Chain.begin("engine-1").append(cap())
+    chain, line = Chain.begin("engine-1").append(cap(time.time_ns()))
     sent: queue.SimpleQueue[pb.SurplusBatch | None] = queue.SimpleQueue()
     answers = stub.Surplus(iter(sent.get, None), timeout=20)
     sent.put(pb.SurplusBatch(chain="engine-1", lines=[line]))

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import json
 import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.surplus.cap_sample import HASH, cap
 
 from mvps.surplus.indicators import LEAST_MINUTES, Band, crp, ssi
 from mvps.surplus.minutes import (
@@ -22,45 +22,19 @@ from mvps.surplus.minutes import (
     Tally,
     decided,
 )
-from mvps.surplus.packets import Cap, FallbackCause, HealthMinute, State, parse, render
+from mvps.surplus.packets import FallbackCause, HealthMinute, State, render
 from mvps.surplus.schedule import Schedule
 
-HEADS = "sha256:" + "0" * 64
 START = 1_700_000_040 * 10**9  # a whole minute
 SECOND = 10**9
 IDLE = Load(0.0, 0.0, 8.0, 0.0)
-
-
-def cap(at_ns: int, tenant: str = "acme", **changes: Any) -> Cap:
-    ts = datetime.fromtimestamp(at_ns // SECOND, UTC) + timedelta(microseconds=at_ns % SECOND // 1000)
-    plain: dict[str, Any] = {
-        "ts": ts.isoformat().replace("+00:00", "Z"),
-        "tenant": tenant,
-        "session": HEADS,
-        "model": "small",
-        "theta": None,
-        "phi": None,
-        "iT": None,
-        "L": {"dlp": 0.1, "progress": 0.0},
-        "Gamma": {"drift": 0.0},
-        "lambda": 0.4,
-        "kl_used": 0.002,
-        "kl_budget": 0.01,
-        "dlogits_l2": 0.1,
-        "steps": 20,
-        "action": {"type": "token"},
-        "candidates": 8,
-        "state": "Green",
-        "tokens": 20,
-    }
-    return parse(json.dumps(plain | changes).encode(), Cap)
 
 
 def minute(minutes: Minutes, number: int, load: Load = IDLE, **changes: Any) -> HealthMinute:
     """One minute with ten packets of one tenant, closed."""
     begun = START + number * MINUTE_NS
     minutes.take([cap(begun + i * SECOND, **changes) for i in range(10)], begun + 10 * SECOND)
-    (health,) = minutes.close_due(begun + MINUTE_NS + GRACE_NS, [load], HEADS)
+    (health,) = minutes.close_due(begun + MINUTE_NS + GRACE_NS, [load], HASH)
     return health
 
 
@@ -69,11 +43,11 @@ def test_a_minute_is_half_open_and_waits_for_what_was_under_way() -> None:
     edges = (START, START + MINUTE_NS - 1000, START + MINUTE_NS)
     minutes.take([cap(at) for at in edges], START + MINUTE_NS)
     assert not minutes.due(START + MINUTE_NS + GRACE_NS - 1)
-    assert minutes.close_due(START + MINUTE_NS + GRACE_NS - 1, [IDLE], HEADS) == []
-    (first,) = minutes.close_due(START + MINUTE_NS + GRACE_NS, [IDLE], HEADS)
+    assert minutes.close_due(START + MINUTE_NS + GRACE_NS - 1, [IDLE], HASH) == []
+    (first,) = minutes.close_due(START + MINUTE_NS + GRACE_NS, [IDLE], HASH)
     assert (first.packets, first.bucket) == (2, datetime.fromtimestamp(START // SECOND, UTC))
-    assert first.cap_head == HEADS
-    (second,) = minutes.close_due(START + 2 * MINUTE_NS + GRACE_NS, [IDLE], HEADS)
+    assert first.cap_head == HASH
+    (second,) = minutes.close_due(START + 2 * MINUTE_NS + GRACE_NS, [IDLE], HASH)
     assert (second.packets, second.bucket) == (1, first.bucket + timedelta(minutes=1))
     assert minutes.health("acme") == second
 
@@ -84,7 +58,7 @@ def test_what_comes_late_or_lies_ahead_is_refused_and_counted() -> None:
     minutes.take([cap(now), cap(START - 1000), cap(now + AHEAD_NS), cap(now + AHEAD_NS + 1000)], now)
     minutes.take([cap(START - 1000, "stranger")], now)
     assert minutes.tenants == ["acme"], "what is refused takes no place"
-    (health,) = minutes.close_due(START + MINUTE_NS + GRACE_NS, [IDLE], HEADS)
+    (health,) = minutes.close_due(START + MINUTE_NS + GRACE_NS, [IDLE], HASH)
     assert (health.packets, health.refused) == (2, {"late": 1, "ahead": 1})
     assert minutes.refused == {"late": 2, "ahead": 1}
     minutes.take([cap(START + 59 * SECOND)], START + MINUTE_NS + GRACE_NS)
@@ -97,7 +71,7 @@ def test_one_tenant_too_many_is_refused_until_another_falls_silent() -> None:
     assert len(minutes.tenants) == MAX_TENANTS
     assert minutes.refused == {"tenants": 2}
     later = START + (SILENT_MINUTES + 1) * MINUTE_NS + GRACE_NS
-    assert len(minutes.close_due(later, [IDLE], HEADS)) == MAX_TENANTS
+    assert len(minutes.close_due(later, [IDLE], HASH)) == MAX_TENANTS
     assert minutes.tenants == []
     minutes.take([cap(later, "new")], later)
     assert minutes.tenants == ["new"]
@@ -106,12 +80,12 @@ def test_one_tenant_too_many_is_refused_until_another_falls_silent() -> None:
 def test_a_clock_that_is_set_back_begins_anew_and_counts_what_it_dropped() -> None:
     minutes = Minutes(START)
     minutes.take([cap(START), cap(START)], START)
-    minutes.close_due(START + MINUTE_NS + GRACE_NS, [IDLE], HEADS)
+    minutes.close_due(START + MINUTE_NS + GRACE_NS, [IDLE], HASH)
     minutes.take([cap(START + MINUTE_NS)], START + MINUTE_NS + SECOND)
     back = START - 3600 * SECOND
     minutes.take([cap(back)], back)
     assert minutes.refused == {"clock_step": 1}
-    (health,) = minutes.close_due(back + MINUTE_NS + GRACE_NS, [IDLE], HEADS)
+    (health,) = minutes.close_due(back + MINUTE_NS + GRACE_NS, [IDLE], HASH)
     assert health.packets == 1
 
 
@@ -124,7 +98,7 @@ def test_the_sums_of_a_minute_are_those_of_its_packets() -> None:
         cap(START),
     ]
     minutes.take(caps, START)
-    (health,) = minutes.close_due(START + MINUTE_NS + GRACE_NS, [IDLE], HEADS)
+    (health,) = minutes.close_due(START + MINUTE_NS + GRACE_NS, [IDLE], HASH)
     assert health.fallbacks == {FallbackCause.STRUCTURE: 1, FallbackCause.OFF: 1}
     assert health.kl_sum == pytest.approx(0.008)
     each = np.array([1.0, 2.0, 3.0])  # ms a token
@@ -156,7 +130,7 @@ def test_stress_is_the_largest_flow_and_what_is_not_known_is_left_out() -> None:
     assert found["engines"] == pytest.approx(ssi(6 * one, 8 * one, 4 * one)[0])
     assert found["kv_cache"] == pytest.approx(0.3)
     minutes.take([cap(START)], START)
-    (health,) = minutes.close_due(START + MINUTE_NS + GRACE_NS, [Load(6.0, 4.0, 8.0, 0.9)], HEADS)
+    (health,) = minutes.close_due(START + MINUTE_NS + GRACE_NS, [Load(6.0, 4.0, 8.0, 0.9)], HASH)
     assert health.ssi_star == max(found.values())
     assert minutes.pressures(START + MINUTE_NS, []) == {}, "what was closed is gone"
 
@@ -186,7 +160,7 @@ def test_lambda_and_budget_are_the_schedules() -> None:
 def test_without_any_known_pressure_everything_stays() -> None:
     minutes = Minutes(START)
     minutes.take([cap(START)], START)
-    (health,) = minutes.close_due(START + MINUTE_NS + GRACE_NS, [], HEADS)
+    (health,) = minutes.close_due(START + MINUTE_NS + GRACE_NS, [], HASH)
     assert health.ssi_star is None
     assert health.lam == Schedule().rule.base
     others = minutes.directive("nobody")
@@ -218,7 +192,7 @@ def test_spread_counts_where_an_engine_measures_it() -> None:
     minutes.note_spread("acme", 1.5)
     minutes.note_spread("acme", 0.25)
     assert minutes.refused == {"spread": 2}
-    (health,) = minutes.close_due(START + MINUTE_NS + GRACE_NS, [IDLE], HEADS)
+    (health,) = minutes.close_due(START + MINUTE_NS + GRACE_NS, [IDLE], HASH)
     assert health.sse == 0.25
     assert minutes.directive("acme").look_ahead, "a narrow tenant"
 
@@ -226,7 +200,7 @@ def test_spread_counts_where_an_engine_measures_it() -> None:
 def test_sums_that_cannot_be_are_clipped_and_counted() -> None:
     minutes = Minutes(START)
     minutes.take([cap(START, kl_used=1e15), cap(START, kl_used=1e15)], START)
-    (health,) = minutes.close_due(START + MINUTE_NS + GRACE_NS, [IDLE], HEADS)
+    (health,) = minutes.close_due(START + MINUTE_NS + GRACE_NS, [IDLE], HASH)
     assert (health.kl_sum, health.refused) == (1e15, {"kl_sum": 1})
     assert minutes.refused == {"kl_sum": 1}
 
@@ -259,7 +233,7 @@ def test_what_was_decided_is_read_from_the_packets() -> None:
 def test_what_comes_within_four_tenths_of_a_second_after_its_minute_still_counts() -> None:
     minutes = Minutes(START + SECOND)
     after = START + MINUTE_NS + 400_000_000
-    assert minutes.close_due(after, [IDLE], HEADS) == []
+    assert minutes.close_due(after, [IDLE], HASH) == []
     minutes.take([cap(START + 59 * SECOND)], after)
-    (health,) = minutes.close_due(START + MINUTE_NS + SECOND, [IDLE], HEADS)
+    (health,) = minutes.close_due(START + MINUTE_NS + SECOND, [IDLE], HASH)
     assert (health.packets, minutes.refused) == (1, {})
