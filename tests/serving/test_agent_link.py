@@ -4,23 +4,22 @@
 from __future__ import annotations
 
 import io
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from tests.surplus import cap_sample
 from tests.waiting import until
 
 from mvps.daemon.engines import Engines, Refused
 from mvps.serving.agent_link import ROOM, STALE_S, AgentLink, engine_name
 from mvps.serving.decoding import OFF
-from mvps.surplus.packets import Cap, PacketError, checked_name, follow, parse, recorded_chain
+from mvps.surplus.packets import Cap, PacketError, checked_name, follow, recorded_chain
 from mvps.surplus.schedule import Schedule
 from mvps.v1 import local_pb2 as pb
 from mvps.v1 import local_pb2_grpc
@@ -29,26 +28,7 @@ from mvps.v1 import local_pb2_grpc
 
 
 def cap(number: int = 0) -> Cap:
-    plain: dict[str, Any] = {
-        "ts": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
-        "tenant": "acme",
-        "session": "sha256:" + "0" * 64,
-        "model": "small",
-        "theta": None,
-        "phi": None,
-        "iT": None,
-        "L": {"dlp": 0.1, "progress": 0.0},
-        "Gamma": {"drift": 0.0},
-        "lambda": 0.4,
-        "kl_used": 0.002,
-        "kl_budget": 0.01,
-        "dlogits_l2": 0.1,
-        "steps": number,
-        "action": {"type": "token"},
-        "candidates": 8,
-        "state": "Green",
-    }
-    return parse(json.dumps(plain).encode(), Cap)
+    return cap_sample.cap(time.time_ns(), steps=number)
 
 
 class Agent(local_pb2_grpc.LocalServicer):

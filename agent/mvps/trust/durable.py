@@ -28,6 +28,15 @@ def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
         os.close(directory)
 
 
+def write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """Write all of ``data`` at an offset, however the kernel cuts it. Not on disk yet. OSError if the disk refuses."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view = view[written:]
+        offset += written
+
+
 def claim(path: Path) -> int:
     """Own ``path`` until the returned descriptor is closed.
 

@@ -36,6 +36,7 @@ from typing import Final, NamedTuple
 
 from mvps.trust import kept_nodes
 from mvps.trust.checkpoint import CheckpointError, parse_checkpoint
+from mvps.trust.durable import write_at
 from mvps.trust.kept_nodes import KeptNodes, KeptNodesError
 from mvps.trust.limits import MAX_BODY, SIGNATURE_BYTES, TAG_BYTES
 from mvps.trust.merkle import (
@@ -252,8 +253,8 @@ class EvidenceLog:
                 os.close(self._newest)
                 self._newest = -1
                 self._newest = _open_private(self._path(segment))
-            _write(self._newest, b"".join(parts), end)
-            _write(self._nodes, nodes, node_count(state.size) * HASH_BYTES)
+            write_at(self._newest, b"".join(parts), end)
+            write_at(self._nodes, nodes, node_count(state.size) * HASH_BYTES)
             os.fdatasync(self._newest)
             behind = end + first.size - _CACHED_BYTES
             if behind > 0:
@@ -466,7 +467,7 @@ class EvidenceLog:
         if os.pread(self._nodes, len(nodes) + 1, synced) != nodes:
             try:
                 os.ftruncate(self._nodes, synced)
-                _write(self._nodes, nodes, synced)
+                write_at(self._nodes, nodes, synced)
             except OSError as error:
                 raise EvidenceError(
                     f"{nodes_path} cannot be written: {error.strerror}; free space on its disk"
@@ -525,7 +526,7 @@ class CheckpointFile:
         """Keep a checkpoint; it is on disk when this returns. EvidenceError if it cannot be, and is not kept."""
         data = note.render() + b"\n"
         try:
-            _write(self._file, data, self._end)
+            write_at(self._file, data, self._end)
             os.fdatasync(self._file)
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -715,14 +716,6 @@ def _uncache(file: int, begin: int, end: int) -> None:
     """
     with contextlib.suppress(OSError):  # a file system without a page cache
         os.posix_fadvise(file, begin, end - begin if end else 0, os.POSIX_FADV_DONTNEED)
-
-
-def _write(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view = view[written:]
-        offset += written
 
 
 def _sync_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ import struct
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from mvps.trust.durable import write_at
 from mvps.trust.merkle import HASH_BYTES, node_count
 
 NAME: Final = "nodes-kept"
@@ -95,11 +96,11 @@ class KeptNodes:
         at = _HEADER.size + count * _RECORD.size
         if not count:
             # A header of zeros counts nothing: records may stand before it is written.
-            _write(self._file, _HEADER.pack(self._state.boundary, 0), 0)
-        _write(self._file, data, at)
+            write_at(self._file, _HEADER.pack(self._state.boundary, 0), 0)
+        write_at(self._file, data, at)
         os.fdatasync(self._file)
         state = _State(boundary, count + len(data) // _RECORD.size)
-        _write(self._file, _HEADER.pack(*state), 0)
+        write_at(self._file, _HEADER.pack(*state), 0)
         os.fdatasync(self._file)
         self._state = state
 
@@ -121,11 +122,3 @@ def give_back(nodes: int, boundary: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     with contextlib.suppress(AttributeError):  # a C library without it
         libc.fallocate(nodes, _PUNCH, ctypes.c_int64(0), ctypes.c_int64(length))
-
-
-def _write(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view = view[written:]
-        offset += written
