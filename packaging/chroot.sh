@@ -58,6 +58,13 @@ chroot_make() {
     printf '%s\n' "$wanted" >"$stamp"
 }
 
+# chroot_lock FOLDER: this script works on it alone until it ends; another one waits.
+chroot_lock() {
+    mkdir -p "${1%/*}"
+    exec {chroot_locked}>"$1.lock"
+    flock "$chroot_locked"
+}
+
 # chroot_open FOLDER, chroot_close FOLDER: what programs inside need to see of this host. The order matters.
 chroot_open() {
     mountpoint -q "$1/proc" || mount -t proc proc "$1/proc"

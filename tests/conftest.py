@@ -38,6 +38,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in reasons.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+        if item.get_closest_marker("vm") and isinstance(item, pytest.Function):
+            # The tests of one machine follow upon each other, in one process (pytest-xdist).
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {item.callspec.params['release']}"))
 
 
 @pytest.hookimpl(wrapper=True)
