@@ -32,6 +32,7 @@ def _why_no_machine(config: pytest.Config) -> str:
     return machine.why_not() if asked else "the vm tier takes minutes: ./test -m vm"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     reasons = {marker: _why_not(marker) for marker in ("kernel", "net")} | {"vm": _why_no_machine(config)}
     for item in items:
