@@ -200,6 +200,7 @@ def honest_snapshot(tick: int = NOW_S, vantage_id: str = "host-1") -> snapshots.
         observations=[
             snapshots.ObservationSummary(
                 vantage=name, events=100, checked=3, violated=1, own_distance=0.4, degraded="slow",
+                load=snapshots.ReplicaLoad(requests=5, prompt_tokens=500, cached_tokens=400),
                 distribution=np.array([0.5, 0.25, 0.25], "<f4").tobytes(),
                 objects=snapshots.ObjectSketch(hashes=[1, 2, 3], total=7, names={2: "sda"}),
             )

@@ -345,6 +345,27 @@ static void check_distribution(struct check *check, struct span packed)
         invalid(check, "a distribution that is negative or does not sum to 1");
 }
 
+static void check_load(struct check *check, struct span data)
+{
+    uint64_t prompt = 0, cached = 0;
+    struct reader in = message(data, &REPLICA_LOAD);
+    struct field field;
+    while (next(check, &in, &field)) {
+        switch ((enum replica_load_field)field.number) {
+        case REPLICA_LOAD_REQUESTS:
+            break;
+        case REPLICA_LOAD_PROMPT_TOKENS:
+            prompt = field.value;
+            break;
+        case REPLICA_LOAD_CACHED_TOKENS:
+            cached = field.value;
+            break;
+        }
+    }
+    if (cached > prompt)
+        invalid(check, "more cached tokens than tokens");
+}
+
 // *unchanged is set if it leans on what was sent before.
 static void check_observation(struct check *check, struct span data, struct names *vantages, bool *unchanged)
 {
@@ -382,6 +403,9 @@ static void check_observation(struct check *check, struct span data, struct name
             break;
         case OBSERVATION_SUMMARY_UNCHANGED_TICKS:
             ticks = field.value;
+            break;
+        case OBSERVATION_SUMMARY_LOAD:
+            check_load(check, field.data);
             break;
         }
     }
@@ -786,6 +810,7 @@ static bool observation_of(struct check *check, struct span data, on_observation
             break;
         case OBSERVATION_SUMMARY_DEGRADED:
         case OBSERVATION_SUMMARY_OBJECTS:
+        case OBSERVATION_SUMMARY_LOAD:
             break;
         }
     }

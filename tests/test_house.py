@@ -38,6 +38,7 @@ MAY_IMPORT = {
         "ai",
         "broker",
         "coherence",
+        "coupling",
         "cost",
         "daemon",
         "interop",

@@ -16,6 +16,7 @@ from mvps.settings.toml_file import ConfigError
 TWO = "".join(
     f'[[replica]]\nname = "{name}"\nurl = "http://h:{n}/v1"\nmodel = "m"\n' for n, name in ((1, "a"), (2, "b"))
 )
+SAME_PAGE = 'metrics = "http://h:1/metrics"\nurl'
 ENCODER = '[encoder]\nurl = "http://h:3/v1"\nmodel = "e"\n'
 INSIDE = "[whitebox]\n" + "".join(
     f'[[whitebox.replica]]\nname = "{name}"\ncheckpoint = "/m/{name}"\n' for name in ("a", "b")
@@ -37,6 +38,9 @@ def test_the_example_is_valid() -> None:
         (f'name = "g"\n{TWO.replace(":2/", ":1/")}{ENCODER}', 0, "agree with themselves"),
         (f'name = "g"\n{TWO.replace(chr(34) + "b" + chr(34), chr(34) + "a" + chr(34))}{ENCODER}', 0, "there twice"),
         (f'name = "g"\n{TWO[: TWO.index("[[replica]]", 5)]}{ENCODER}', 2, "at least 2"),
+        (f'name = "g"\n{TWO}metrics = "http://h:1/metrics"\n{ENCODER}', 0, "of every replica, or of none"),
+        (f'name = "g"\n{TWO.replace("url", "metrics = 0" + chr(10) + "url")}{ENCODER}', 4, "string"),
+        (f'name = "g"\n{TWO.replace("url", SAME_PAGE)}{ENCODER}', 0, "counted twice"),
         (f'name = "g"\n{TWO}', 0, "encoder"),
         (f'name = "g"\n{TWO}{ENCODER}[[limits]]\nfamily = "f"\nalarm = 0.9\nwatch = 0.5\n', 13, "above watch"),
         (f'name = "g"\nprofile = "white"\n{TWO}{ENCODER}', 2, "'grey'"),

@@ -20,6 +20,7 @@ from mvps.ai.group import Group, Report, Round
 from mvps.ai.probe import Probe
 from mvps.ai.prompts import Canary
 from mvps.ai.replica import Replica
+from mvps.ai.replica_load import ReplicaLoad
 from mvps.semantic import profiles
 
 CANARIES = (
@@ -158,3 +159,25 @@ async def test_only_scalars_leave_no_word_of_prompt_answer_or_embedding() -> Non
         return 0
 
     assert max(longest(json.loads(line)) for line in wire.splitlines()) == 0  # no vectors
+
+
+class Page:
+    """An engine's counters that grow by a user's requests, and by ours, which the meter is told of."""
+
+    def __init__(self) -> None:
+        self.own: list[int] = []
+
+    async def read(self, own: int = 0) -> ReplicaLoad | None:
+        self.own.append(own)
+        return ReplicaLoad(7, 0, 0)
+
+
+async def test_a_round_carries_what_the_engines_counted_and_they_are_told_what_was_ours() -> None:
+    async with probing([truthful, truthful, lambda _: Reply(status=500)]) as (probe, group, _):
+        pages = {name: Page() for name in group.replicas}
+        probe._meters = pages  # type: ignore[assignment]
+        for _ in range(2):
+            await probe.round()
+        assert group.rounds[0].loads == dict.fromkeys(group.replicas, ReplicaLoad(7, 0, 0))
+        # The canary, its replay, two rephrasings; then the canary and its replay. Refused questions are not counted.
+        assert [page.own for page in pages.values()] == [[4, 2], [4, 2], [0, 0]]

@@ -16,7 +16,8 @@ from mvps.ai.replica import MAX_ANSWER_BYTES, Answer, Replica, Sampling
 
 async def ask(reply: Reply, **options: object) -> Answer:
     async with serving(lambda _: reply) as server, aiohttp.ClientSession() as session:
-        replica = Replica(session, "a", server.url, "m", timeout_s=1.0, **options)  # type: ignore[arg-type]
+        timeout_s = 0.5 if reply.how == "hang" else 60.0
+        replica = Replica(session, "a", server.url, "m", timeout_s=timeout_s, **options)  # type: ignore[arg-type]
         return await replica.ask("why?", Sampling())
 
 

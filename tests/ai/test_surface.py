@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from tests.ai.test_group import BASE, SCALE, Source, group
 
 from mvps.ai.group import Report
+from mvps.ai.replica_load import ReplicaLoad
 from mvps.ai.surface import surface_of
 from mvps.daemon.reported import ReportedSurfaces
 from mvps.v1 import snapshot_pb2 as pb
@@ -66,3 +69,14 @@ def test_a_replica_that_owes_answers_is_a_violated_check() -> None:
     made, source = group(), Source(3)
     surface = surface_of(made.step(source.round(silent=1)), "g", "0", "empirical")
     assert {o.vantage: o.violated for o in surface.observations} == {"a": 0.0, "b": 1.0, "c": 0.0, "d": 0.0}
+
+
+def test_what_the_engines_counted_travels_with_its_replica() -> None:
+    made, source = group(), Source(5)
+    loads = {"a": ReplicaLoad(7, 700, 500), "b": ReplicaLoad(9, 0, 0)}
+    surface = surface_of(made.step(dataclasses.replace(source.round(), loads=loads)), "g", "0", "empirical")
+    said = {o.vantage: o.load for o in surface.observations if o.HasField("load")}
+    assert {name: (load.requests, load.prompt_tokens, load.cached_tokens) for name, load in said.items()} == {
+        "a": (7, 700, 500), "b": (9, 0, 0),
+    }  # fmt: skip
+    assert ReportedSurfaces().take(surface, 10**9) == ""

@@ -198,7 +198,22 @@ def test_a_history_from_before_services_gets_their_table(tmp_path: Path):
         assert len(history.bundles()) == 8
         history.close()
     with sqlite3.connect(tmp_path / "history.db") as db:
-        assert db.execute("SELECT version FROM mvps_history").fetchall() == [(3,)]
+        assert db.execute("SELECT version FROM mvps_history").fetchall() == [(4,)]
+
+
+def test_a_history_from_before_routing_gets_its_columns(tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/history.db"
+    filled(url).close()
+    with sqlite3.connect(tmp_path / "history.db") as db:
+        db.execute("ALTER TABLE mvps_services DROP COLUMN exposure")
+        db.execute("ALTER TABLE mvps_services DROP COLUMN fall")
+        db.execute("UPDATE mvps_history SET version = 3")
+    history = History(url, retention_s=3600)
+    row = ServiceRow(NOW, "chat", 3, 3, {"d2_joint": 1.5, "exposure": 20.0})
+    history.put_services([row])
+    until(lambda: history.status().waiting == 0)
+    assert history.service("chat") == [row]
+    history.close()
 
 
 def test_another_schema_is_refused_and_says_what_to_do(tmp_path: Path):

@@ -14,6 +14,8 @@ from mvps.broker.history import SERVICE_AXES, History
 from mvps.broker.service_answers import service_rows, service_ticks, services_state
 from mvps.broker.service_settings import ServiceSettings
 from mvps.broker.service_watch import ServiceView, ServiceWatch
+from mvps.coupling.drift import DriftTransfer, Interval, attribute
+from mvps.coupling.routing import CALIBRATION_WINDOWS, Routing
 from mvps.coupling.service import Reading, ServiceMonitor
 from mvps.v1 import stream_pb2 as pb
 
@@ -30,6 +32,7 @@ class Service:
         self.monitor = ServiceMonitor(c4=c4, calibration_ticks=100, cutoffs="finite-sample")
         self.axes = 6 + c4
         self.time = BEGIN
+        self.routing: dict[str, Routing | int] = {}
         draw = np.random.default_rng(3)
         for _ in range(ticks):
             self.view = self.tick(0.7 + 0.01 * draw.standard_normal(self.axes))
@@ -44,7 +47,7 @@ class Service:
         missing = {} if ai else {"gpu-1/ai": "no snapshot of its host stands"}
         self.view = ServiceView(
             "chat", self.time * SECOND, tick, one.axes, one.used, one.limits, one.coupling, missing, one.calibrated,
-            one.needed, one.problem, one.untaught,
+            one.needed, one.problem, one.untaught, self.routing,
         )  # fmt: skip
         return self.view
 
@@ -62,7 +65,7 @@ def test_before_the_first_tick_it_calibrates() -> None:
     assert (state.phase, state.calibrated_ticks, state.needed_ticks) == (pb.SERVICE_PHASE_CALIBRATING, 0, 100)
     assert (list(state.network), list(state.ai_surfaces)) == (["lb-1/dataplane"], ["gpu-1/ai"])
     assert "no phase yet" in state.advice
-    assert "no request shares" in state.drift
+    assert "name the engines' metrics" in state.drift
 
 
 def test_while_it_calibrates_nothing_that_is_unknown_is_there() -> None:
@@ -151,3 +154,67 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
         assert len(service_ticks(history, pb.ListServiceTicksRequest(service="chat", until_ns=1)).ticks) == 0
     finally:
         history.close()
+
+
+# ---- where the requests go
+
+SHARES = (np.array([0.4, 0.3, 0.3]), np.full(3, 1 / 3), np.array([0.2, 0.0, 0.0]))
+TRANSFER = DriftTransfer(
+    Interval(0.6, 0.5, 0.7), Interval(400.0, 300.0, 500.0), Interval(0.0015, 0.001, 0.002), 0.05, 0.02, 30
+)
+
+
+def routing(moved: bool, transfer: bool) -> Routing:
+    x = 200.0 if moved else 5.0
+    verdict = attribute(TRANSFER, x if moved else 0.0, 0.25) if transfer else None
+    return Routing(("a", "b", "c"), *SHARES, True, x, 10.0, moved, 0.25, verdict)
+
+
+def leading(found: Routing | int) -> Service:
+    """A service in phase 1 whose requests are where ``found`` says."""
+    service = Service()
+    service.routing["gpu-1/ai"] = found
+    for _ in range(3):
+        service.tick(np.array([0.4, 0.7, 0.7, 0.7, 0.7, 0.7]))
+    return service
+
+
+def test_while_shares_calibrate_it_says_how_far_and_predicts_nothing() -> None:
+    state = leading(7).state
+    (said,) = state.routing
+    assert (said.calibrated_windows, said.needed_windows, len(said.replicas)) == (7, CALIBRATION_WINDOWS, 0)
+    assert "for want of routing shares" in state.advice
+    assert "no drift transfer" in state.drift
+
+
+def test_a_network_event_that_moved_no_request_is_only_that() -> None:
+    state = leading(routing(moved=False, transfer=False)).state
+    assert "no request changed its replica" in state.advice
+    assert not state.routing[0].moved
+
+
+def test_moved_requests_without_a_transfer_are_shown_and_predict_nothing() -> None:
+    state = leading(routing(moved=True, transfer=False)).state
+    (said,) = state.routing
+    assert "not predicted" in state.advice
+    assert (said.exposure, said.limit, said.moved, said.verdict) == (200.0, 10.0, True, "")
+    assert [(one.name, one.missing) for one in said.replicas] == [("a", 0.2), ("b", 0.0), ("c", 0.0)]
+    assert not said.HasField("predicted")
+
+
+def test_with_a_transfer_the_fall_is_predicted_and_attributed() -> None:
+    service = leading(routing(moved=True, transfer=True))
+    service.settings = service.settings.model_copy(update={"transfer": Path("chat.json")})
+    state = service.state
+    expected = 0.6 * (1.0 - math.exp(-0.5))
+    assert state.routing[0].predicted == pytest.approx(expected)
+    assert state.routing[0].verdict == "routing-induced"
+    assert f"about to fall by {expected:.2f}" in state.advice
+    assert state.drift == ""
+
+
+def test_history_has_the_exposure_of_the_source_that_moved_most() -> None:
+    service = leading(routing(moved=False, transfer=False))
+    service.routing["gpu-2/ai"] = routing(moved=True, transfer=False)
+    (row,) = service_rows([service.tick(np.full(6, 0.7))])
+    assert (row.figures["exposure"], row.figures["fall"]) == (200.0, 0.25)

@@ -23,6 +23,7 @@ from mvps.broker.service_watch import _MAX_BEHIND, NO_SNAPSHOT, NO_SURFACE, Serv
 from mvps.cli import exits
 from mvps.cli.main import main
 from mvps.coupling.phases import ICPhase
+from mvps.coupling.routing import CALIBRATION_WINDOWS, WINDOW_READINGS, Routing
 from mvps.coupling.service import ServiceMonitor
 from mvps.stream.client import StreamClient
 from mvps.trust.seal import Lane
@@ -248,6 +249,73 @@ def test_a_file_that_cannot_be_used_or_written_is_said_and_calibration_goes_on(t
     assert site.watch.windows_failures == 2
 
 
+# ---- where the requests go
+
+
+def told(share: float, cached: float, draw: np.random.Generator) -> pb.Surface:
+    """An AI surface of two replicas, of which the first one gets ``share`` of the requests."""
+    made = surface("ai.chat", tuple((0.8 + 0.001 * draw.standard_normal(2)).tolist()))
+    for name, part in (("a", share), ("b", 1.0 - share)):
+        requests = int(draw.poisson(1000 * part))
+        prompt = 100 * requests
+        load = pb.ReplicaLoad(requests=requests, prompt_tokens=prompt, cached_tokens=int(cached * prompt))
+        made.observations.add(vantage=name, load=load)
+    return made
+
+
+def route(site: Site, seconds: int, share: float = 0.5, cached: float = 0.8) -> None:
+    draw = np.random.default_rng(site.tick)
+    for _ in range(seconds):
+        site.tick += 1
+        site.say("lb-1", surface("dataplane", site.drawn(3)))
+        site.say("gpu-1", told(share, cached, draw))
+        site.step(1.0)
+
+
+def routed(site: Site) -> Routing:
+    found = site.view.routing["gpu-1/ai.chat"]
+    assert isinstance(found, Routing)
+    return found
+
+
+def test_requests_that_changed_their_replica_are_seen_and_survive_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "broker.db.services"
+    site = Site(keep=path)
+    route(site, 2 * WINDOW_READINGS)
+    assert site.view.routing == {"gpu-1/ai.chat": 1}  # one tick waits
+    route(site, CALIBRATION_WINDOWS * WINDOW_READINGS)
+    assert not routed(site).moved
+    route(site, WINDOW_READINGS + 1, share=0.7, cached=0.6)
+    assert routed(site).moved
+    assert routed(site).shares == pytest.approx([0.7, 0.3], abs=0.02)
+    assert routed(site).missing == pytest.approx([0.25, 0.25], abs=0.02)
+    again = Site(keep=path)
+    route(again, WINDOW_READINGS + 2)
+    assert routed(again).before == pytest.approx([0.5, 0.5], abs=0.02)
+    assert not routed(again).moved
+
+
+def test_routing_of_a_source_that_fell_silent_is_not_known() -> None:
+    site = Site()
+    route(site, 2 * WINDOW_READINGS)
+    site.seconds(6, silent=("gpu-1",))
+    assert site.view.routing == {}
+
+
+def test_a_reading_that_is_repeated_counts_once() -> None:
+    site = Site()
+    draw = np.random.default_rng(0)
+    for number in range(4 * WINDOW_READINGS):
+        site.tick += 1
+        site.say("lb-1", surface("dataplane", site.drawn(3)))
+        if number % 4 == 0:
+            said = told(0.5, 0.8, draw)
+        site.say("gpu-1", said)
+        site.step(1.0)
+    route(site, 1)
+    assert site.view.routing == {"gpu-1/ai.chat": 1}
+
+
 def test_a_defect_in_one_service_is_counted_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     site = Site(CHAT, CHAT | {"name": "search"})
     site.seconds(3)
@@ -381,7 +449,7 @@ def test_over_grpc_the_surface_that_leads_is_named_in_status_words_metrics_and_h
         assert code == exits.FOUND
         assert "Moved first: the network." in said
         assert "What to do: The network deviates" in said
-        assert "carry no request shares" in said
+        assert "name the engines' metrics" in said
         senders.ai = -0.3
         until(is_in("4 CASCADING"), "phase 4")
         code, said = asked()

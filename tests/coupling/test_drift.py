@@ -12,8 +12,10 @@ from mvps.coupling.drift import (
     Verdict,
     attribute,
     calibrate,
+    dump,
     exposure,
     held_out,
+    load,
     misses,
     shares,
     text_change,
@@ -154,3 +156,32 @@ def test_refusals() -> None:
         calibrate(np.full(30, np.nan), np.zeros(30))
     with pytest.raises(ValueError, match="finite"):
         attribute(TRANSFER, math.nan, 0.1)
+
+
+def test_a_transfer_is_read_as_it_was_written() -> None:
+    fitted = calibrate(*events(5))
+    assert load(dump(fitted)) == fitted
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"mvps-drift-transfer/1"', '"mvps-drift-transfer/2"'),
+        ('"noise"', '"noises"'),
+        ('"events": 60', '"events": "many"'),
+        ('"format"', '"extra": 1, "format"'),
+        ('"residual_limit": ', '"residual_limit": Infinity, "was": '),
+        ("{", "["),
+    ],
+)
+def test_what_is_no_transfer_is_refused(old: str, new: str) -> None:
+    text = dump(calibrate(*events(5)))
+    assert old in text
+    with pytest.raises(ValueError, match=r"transfer|format|Expecting|more than that|many"):
+        load(text.replace(old, new, 1))
+
+
+def test_a_ceiling_beyond_1_is_refused() -> None:
+    fitted = calibrate(*events(5))
+    with pytest.raises(ValueError, match="a ceiling lies in"):
+        load(dump(fitted._replace(ceiling=fitted.ceiling._replace(value=1.5))))

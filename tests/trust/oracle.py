@@ -505,6 +505,7 @@ def _observation(faults: Faults, observation: pb.ObservationSummary) -> None:
     if observation.unchanged_ticks:
         faults.require(observation.unchanged_ticks <= limits.MAX_UNCHANGED_TICKS)
         faults.require(not observation.distribution and not observation.HasField("objects"))
+    faults.require(observation.load.cached_tokens <= observation.load.prompt_tokens)
     sketch = observation.objects
     faults.limit(len(sketch.hashes), limits.MAX_OBJECTS)
     faults.require(sketch.total >= len(sketch.hashes))

@@ -124,6 +124,7 @@ def sample() -> pb.Snapshot:
                         degraded="ausgedünnt",
                         distribution=struct.pack("<4f", 0.9, 0.05, 0.05, 0.0),
                         own_distance=0.0,
+                        load=pb.ReplicaLoad(requests=9, prompt_tokens=900, cached_tokens=700),
                         objects=pb.ObjectSketch(hashes=[1, 2, 3], total=7, names={1: "nginx.service", 0: ""}),
                     )
                     for name in ("mm", "blk")
@@ -294,6 +295,9 @@ VALUES = [
     (put(O + "events", -1.0), INVALID),
     (put(O + "events", math.inf), INVALID),
     (put(O + "own_distance", math.nan), INVALID),
+    (put(O + "load.cached_tokens", 901), INVALID),
+    (put(O + "load.cached_tokens", 900), None),
+    (put(O + "load.requests", U64), None),
     (put(O + "vantage", "blk"), INVALID),
     (put(O + "vantage", "irq"), INVALID),
     (put(O + "vantage", ""), INVALID),
@@ -619,6 +623,10 @@ def valid_surfaces(draw: st.DrawFn, name: str) -> pb.Surface:
             violated=draw(st.floats(0, checked)),
             distribution=spread(labels) if labels else b"",
         )
+        if draw(st.booleans()):
+            prompt = draw(st.integers(0, U64))
+            observation.load.requests = draw(st.integers(0, U64))
+            observation.load.prompt_tokens, observation.load.cached_tokens = prompt, draw(st.integers(0, prompt))
         if draw(st.booleans()):
             hashes = draw(st.lists(st.integers(0, U64), max_size=6))
             observation.objects.hashes.extend(hashes)

@@ -54,6 +54,9 @@ class ReplicaSection(_Section):
     model: _Model = Field(description="model name that the server knows")
     key_file: str = Field("", description='file with the bearer token, mode 0600, or "credential:NAME"')
     timeout_s: float = Field(30.0, gt=0, le=600, description="for a whole answer, in seconds")
+    metrics: _Url | None = Field(
+        None, description="the engine's Prometheus page: requests and prefix-cache hits, which tell moved routes"
+    )
 
 
 class EncoderSection(_Section):
@@ -221,6 +224,11 @@ class AiConfig(_Section):
         urls = [(replica.url.rstrip("/"), replica.model) for replica in self.replica]
         if len(set(urls)) < len(urls):
             raise ValueError("two replicas have one address and model: they would agree with themselves")
+        pages = [replica.metrics for replica in self.replica if replica.metrics is not None]
+        if pages and len(pages) < len(self.replica):
+            raise ValueError("name metrics of every replica, or of none: a share is one of all requests")
+        if len({(one.metrics, one.model) for one in self.replica if one.metrics is not None}) < len(pages):
+            raise ValueError("two replicas have one metrics page and model: their requests would be counted twice")
         loaded = [(r.checkpoint, r.revision, r.device, r.dtype) for r in self.whitebox.replica] if self.whitebox else []
         if len(set(loaded)) < len(loaded):
             raise ValueError("two replicas are one checkpoint, device and dtype: they would agree with themselves")
@@ -316,6 +324,7 @@ name = "a"
 url = "http://127.0.0.1:8001/v1"
 model = "llama-3-8b"
 # key_file = "/etc/mvps/replica-a.token"
+# metrics = "http://127.0.0.1:8001/metrics"   # of every replica: where requests go, and what stays cached
 
 [[replica]]
 name = "b"

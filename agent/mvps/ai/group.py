@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 
 from mvps.ai.outcome import Outcome
+from mvps.ai.replica_load import ReplicaLoad
 from mvps.coherence.observation import FloatArray
 from mvps.coherence.phase import Hysteresis, Phase
 from mvps.semantic import c4, calibrated, cbf, cka, latency, profiles
@@ -48,6 +49,8 @@ class Round:
     Of a white-box group: cka: of attention on the same tokens, (N, N), None where there is none. cka_unpaired: with
     other prompts, (m,). attention_jsd, next_jsd: mean divergence of attention rows and of next-token laws, in [0, 1].
     tokens_left_out: of what was to be read. reading_problem: why nothing could be read, "" if it could.
+
+    loads: replica -> what its engine counted since the round before; empty where one of them does not tell.
     """
 
     index: int
@@ -70,6 +73,7 @@ class Round:
     next_jsd: float | None = None
     tokens_left_out: int = 0
     reading_problem: str = ""
+    loads: Mapping[str, ReplicaLoad] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,7 @@ class Report:
     of this family; worst_c4: of the family where it is lowest. graded: wrong and graded answers of this round. golden:
     family -> wrong and graded answers, asked because it was labelled CBF. suspects: most certain first. asked: replica
     -> questions of this round and how many gave nothing to compare. outcomes: replica -> outcome -> answers since the
-    start. notes: what a reader has to know to take the rest rightly.
+    start. notes: what a reader has to know to take the rest rightly. loads: as in the round.
     """
 
     index: int
@@ -120,6 +124,7 @@ class Report:
     asked: Mapping[str, tuple[int, int]]
     outcomes: Mapping[str, Mapping[str, int]]
     notes: tuple[str, ...]
+    loads: Mapping[str, ReplicaLoad]
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,6 +388,7 @@ class Group:
             {name: _asked(counts) for name, counts in zip(self.replicas, seen.outcomes, strict=False)},
             {name: dict(counts) for name, counts in self._outcomes.items()},
             tuple(notes),
+            dict(seen.loads),
         )
 
 

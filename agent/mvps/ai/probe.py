@@ -12,7 +12,7 @@ import dataclasses
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +21,10 @@ from mvps.ai.budget import Budget
 from mvps.ai.config import AiConfig
 from mvps.ai.encoder import Cloud, Clouds, EncoderError, Pointed
 from mvps.ai.group import Group, Report, Round
+from mvps.ai.load_meter import LoadMeter
 from mvps.ai.prompts import Canary
 from mvps.ai.replica import Answer, Respondent, Sampling
+from mvps.ai.replica_load import ReplicaLoad, of_round
 from mvps.ai.whitebox import Reader
 from mvps.coherence.observation import FloatArray
 from mvps.semantic.transport import pairwise, transport
@@ -44,7 +46,9 @@ class _Asked:
 
 
 class Probe:
-    """Asks the group; :meth:`round` once a period. reader: of a white-box group, whose tokens it reads too."""
+    """Asks the group; :meth:`round` once a period. reader: of a white-box group, whose tokens it reads too. meters:
+    of the replicas' engines, by replica.
+    """
 
     def __init__(
         self,
@@ -55,7 +59,10 @@ class Probe:
         group: Group,
         clock: Callable[[], float] = time.monotonic,
         reader: Reader | None = None,
+        meters: Mapping[str, LoadMeter] | None = None,
     ) -> None:
+        self._meters = dict(meters or {})
+        self._own: Counter[str] = Counter()  # questions of ours that each engine has finished since it was read
         self._pace = config.pace
         self._sampling = Sampling(config.pace.max_tokens, config.pace.temperature, config.pace.seed)
         self._canaries = tuple(canaries)
@@ -88,9 +95,19 @@ class Probe:
             return None
         replay, words = plan
         asked = await asyncio.gather(*(self._ask(one, canary.text, replay, words) for one in self._replicas))
-        report = self._group.step(await self._understand(canary, asked, replay, len(words)))
+        for name, one in zip((one.name for one in self._replicas), asked, strict=True):
+            self._own[name] += _finished(one.all())
+        seen = await self._understand(canary, asked, replay, len(words))
+        report = self._group.step(dataclasses.replace(seen, loads=await self._loads()))
         await self._examine(report.brittle)
         return dataclasses.replace(report, golden=dict(self._golden))
+
+    async def _loads(self) -> Mapping[str, ReplicaLoad]:
+        """What the engines counted since the last time, other than our own questions."""
+        names = list(self._meters)
+        told = await asyncio.gather(*(self._meters[name].read(self._own[name]) for name in names))
+        self._own.clear()
+        return of_round(dict(zip(names, told, strict=True)))
 
     async def _examine(self, brittle: Sequence[str]) -> None:
         """Golden set (001 sec. 7.3): a family that is newly labelled CBF is asked everything that can be graded."""
@@ -109,6 +126,8 @@ class Probe:
                     break
                 self.requests += len(self._replicas)
                 answers = await asyncio.gather(*(one.ask(canary.text, self._sampling) for one in self._replicas))
+                for name, answer in zip((one.name for one in self._replicas), answers, strict=True):
+                    self._own[name] += _finished([answer])
                 there = [one for one in answers if one.outcome.comparable]
                 asked += len(there)
                 wrong += sum(not _holds(one, canary.expect) for one in there)
@@ -204,6 +223,11 @@ class Probe:
 def _far(pairs: Sequence[tuple[Cloud | None, Cloud | None]]) -> FloatArray:
     """Distance of each pair of clouds, NaN where one is missing."""
     return np.array([np.nan if a is None or b is None else transport(a, b).distance for a, b in pairs])
+
+
+def _finished(answers: Sequence[Answer]) -> int:
+    """How many an engine counts among its finished requests."""
+    return sum(answer.total_s is not None for answer in answers)
 
 
 def _or_nan(answer: Answer, seconds: float | None) -> float:

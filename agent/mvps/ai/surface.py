@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A report as a surface of the host's snapshots: axes, decision, and how many answers each replica owed.
+"""A report as a surface of the host's snapshots: axes, decision, what each replica owed and what its engine counted.
 
 C_4 is that of the worst family, and the label is set if any family's is. Which family it is stays in the report:
 families may say what users ask about (001 sec. 28).
@@ -34,7 +34,10 @@ def surface_of(report: Report, group: str, baseline_id: str, mode: str) -> pb.Su
     vector.hamiltonian = hamiltonian((c1, c2, c3))
     vector.farthest = report.suspects[0].replica if report.suspects else ""
     for replica, (asked, failed) in report.asked.items():
-        surface.observations.add(vantage=replica, events=asked, checked=asked, violated=failed)
+        said = surface.observations.add(vantage=replica, events=asked, checked=asked, violated=failed)
+        if (load := report.loads.get(replica)) is not None:
+            said.load.requests = load.requests
+            said.load.prompt_tokens, said.load.cached_tokens = load.prompt_tokens, load.cached_tokens
     if report.d2 is None or report.phase is None or report.raw_phase is None:
         return surface
     decision = surface.decision

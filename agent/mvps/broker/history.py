@@ -27,13 +27,14 @@ from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from mvps.broker.bundle import Bundle, Figures, Report, Status
 
-SCHEMA_VERSION: Final = 3
-# Columns of a service's tick: axes of z but C_4, which is for operators only (001 sec. 28); distances; limits.
+SCHEMA_VERSION: Final = 4
+# Columns of a service's tick: axes of z but C_4, which is for operators only (001 sec. 28); distances; limits; routing.
 SERVICE_AXES: Final = ("net_c1", "net_c2", "net_c3", "ai_c1", "ai_c2", "ai_c3")
 SERVICE_FIGURES: Final = (
     *SERVICE_AXES,
     *("d2_net", "d2_ai", "d2_joint"),
     *("watch_net", "watch_ai", "watch_joint", "alarm_joint"),
+    *("exposure", "fall"),
 )
 _BATCH_ROWS: Final = 20_000
 _FIRST_PAUSE_S: Final = 0.5
@@ -453,10 +454,11 @@ def _report(row: Any) -> Report:
 
 def _take_over(connection: sa.Connection) -> None:
     """From an earlier version. The tables are there already, and whole where they have only just been made."""
-    there = {column["name"] for column in sa.inspect(connection).get_columns(_KINDS.name)}
-    for column in _COHERENCE:
-        if column.name not in there:
-            connection.exec_driver_sql(f"ALTER TABLE {_KINDS.name} ADD COLUMN {column.name} DOUBLE PRECISION")
+    for table in (_KINDS, _SERVICES):
+        there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} DOUBLE PRECISION")
     connection.execute(_VERSION.update().values(version=SCHEMA_VERSION))
 
 

@@ -216,7 +216,27 @@ def _services(state: stream_pb2.ServicesState) -> Iterator[Metric]:
         "mvps_service_r_cross", "||R_cross||_F in BAU, and what it is without coupling.", labels=["service", "form"]
     )
     p_values = GaugeMetricFamily("mvps_service_coupling_p", "p-value of R_cross = 0.", labels=["service"])
+    exposures = GaugeMetricFamily(
+        "mvps_service_exposure",
+        "Requests that are new to their replica, and BAU's limit.",
+        labels=["service", "source", "form"],
+    )
+    falls = GaugeMetricFamily(
+        "mvps_service_c2_fall",
+        "Fall of C_2^W2 below BAU, and what routing explains of it.",
+        labels=["service", "source", "form"],
+    )
     for one in state.services:
+        for routing in one.routing:
+            if not routing.replicas:
+                continue
+            exposures.add_metric([one.name, routing.source, "measured"], routing.exposure)
+            exposures.add_metric([one.name, routing.source, "limit"], routing.limit)
+            for form in ("fall", "predicted"):
+                if routing.HasField(form):
+                    falls.add_metric(
+                        [one.name, routing.source, "measured" if form == "fall" else form], getattr(routing, form)
+                    )
         phases.add_metric([one.name, stream_pb2.ServicePhase.Name(one.phase).removeprefix("SERVICE_PHASE_")], 1)
         learned.add_metric([one.name], one.calibrated_ticks)
         needed.add_metric([one.name], one.needed_ticks)
@@ -235,7 +255,7 @@ def _services(state: stream_pb2.ServicesState) -> Iterator[Metric]:
             norms.add_metric([one.name, "measured"], one.coupling.frobenius)
             norms.add_metric([one.name, "uncoupled"], one.coupling.frobenius_null)
             p_values.add_metric([one.name], one.coupling.p_value)
-    yield from (phases, distances, limits, axes, leads, missing, learned, needed, norms, p_values)
+    yield from (phases, distances, limits, axes, leads, missing, learned, needed, norms, p_values, exposures, falls)
     ticks = CounterMetricFamily("mvps_service_ticks", "Joint ticks of all services by outcome.", labels=["outcome"])
     for outcome, number in sorted(state.ticks.items()):
         ticks.add_metric([outcome], number)

@@ -41,12 +41,15 @@ from mvps.broker.metrics import BrokerCollector, MetricsEndpoint
 from mvps.broker.recheck import Rechecker
 from mvps.broker.service import OPTIONS, SERVICE, AddressError, Context, Service, abort, bind, bind_operators
 from mvps.broker.service_answers import service_rows, services_state
+from mvps.broker.service_settings import ServiceSettings
 from mvps.broker.service_watch import ServiceView, ServiceWatch
 from mvps.broker.settings import BrokerSettings
 from mvps.broker.state import FleetState, without_baselines
 from mvps.broker.store import NOTHING, CounterKey, Store
 from mvps.broker.tables import StoreError
 from mvps.broker.ticks import Ticks
+from mvps.coupling import drift
+from mvps.coupling.drift import DriftTransfer
 from mvps.limiter.flows import Flows
 from mvps.robust.fleet import Evidence as Against
 from mvps.trust import limits
@@ -60,6 +63,7 @@ from mvps.v1 import stream_pb2 as pb
 
 _HISTORY_DEFAULT: Final = 100
 _HISTORY_MESSAGE_BYTES: Final = 3 * 1024 * 1024
+_MAX_TRANSFER_BYTES: Final = 64 * 1024
 
 
 class BrokerError(Exception):
@@ -73,6 +77,7 @@ class Broker:
         self.settings: Final = settings
         self.address = ""
         self._tls: Final = _tls(settings)
+        transfers = _transfers(settings.service)
         self._watch: Final = EpochWatch(settings)
         self._store = Store(
             settings.database,
@@ -114,6 +119,7 @@ class Broker:
             settings.service,
             on_joined=self._joined,
             keep=settings.database.with_name(f"{settings.database.name}.services"),
+            transfers=transfers,
         )
         self.answers: Final = Answers(self._history)
         self.flows: Flows | None = None
@@ -586,6 +592,22 @@ class _AckSealers:
             header, body, tag = held[1].seal(acks, tick=0, lane=Lane.LIVE)
             answer.sealed.add(header=header, body=body, tag=tag)
         return answer
+
+
+def _transfers(services: Sequence[ServiceSettings]) -> dict[str, DriftTransfer]:
+    """Service -> its drift transfer. BrokerError says what to do about a file that holds none."""
+    found = {}
+    for service in services:
+        if service.transfer is None:
+            continue
+        try:
+            with service.transfer.open("rb") as file:
+                found[service.name] = drift.load(file.read(_MAX_TRANSFER_BYTES).decode())
+        except OSError as error:
+            raise BrokerError(f"{service.transfer} cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise BrokerError(f"{service.transfer}: {error}; mvps service transfer writes one") from None
+    return found
 
 
 def _open_history(settings: BrokerSettings) -> History | None:

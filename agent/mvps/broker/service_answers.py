@@ -16,6 +16,7 @@ from mvps.broker.service_watch import ServiceView, ServiceWatch
 from mvps.coupling.joint import C4_AXIS
 from mvps.coupling.lead_lag import Lead
 from mvps.coupling.phases import ICPhase, advice
+from mvps.coupling.routing import CALIBRATION_WINDOWS, Routing
 from mvps.coupling.service import Coupling
 from mvps.trust.limits import MAX_HISTORY_ROWS
 from mvps.v1 import stream_pb2 as pb
@@ -24,9 +25,11 @@ _DEFAULT_ROWS: Final = 100
 _CALIBRATING: Final = (
     "Calibrating: no phase yet. It needs business as usual on both surfaces; until then read them one by one."
 )
-_NO_DRIFT: Final = (
-    "snapshots carry no request shares per replica, so that no fall of C_2^W2 is predicted and none is attributed"
+_NO_LOADS: Final = (
+    "no snapshot has said yet how the requests are shared among replicas: name the engines' metrics in the settings of "
+    "mvps ai probe"
 )
+_NO_TRANSFER: Final = "nothing is predicted from them: the service has no drift transfer (mvps service transfer)"
 _NANOSECONDS: Final = 1e9
 
 
@@ -51,11 +54,14 @@ def _state(settings: ServiceSettings, view: ServiceView | None) -> pb.ServiceSta
         needed_ticks=settings.calibration_ticks,
         network=map(str, settings.network),
         ai_surfaces=map(str, settings.ai),
-        drift=_NO_DRIFT,
+        drift=_NO_LOADS,
     )
     if view is None:
         return state
     tick = view.tick
+    if view.routing:
+        state.drift = "" if settings.transfer is not None else _NO_TRANSFER
+    state.routing.extend(_routing(source, found) for source, found in sorted(view.routing.items()))
     state.tick_time_ns = view.tick_ns
     state.used.extend(view.used)
     shown = zip(view.axes, tick.z, strict=True)
@@ -68,7 +74,7 @@ def _state(settings: ServiceSettings, view: ServiceView | None) -> pb.ServiceSta
     if tick.phase is None or tick.raw is None:
         return state
     state.phase, state.raw_phase = _phase(tick.phase), _phase(tick.raw)
-    state.advice = advice(tick.phase)
+    state.advice = advice(tick.phase, _predicted(view))
     state.posterior.extend(tick.posterior)
     state.lead = _lead(tick.lead)
     for message, block in ((state.net, 0), (state.ai, 1), (state.joint, 2)):
@@ -83,6 +89,39 @@ def _state(settings: ServiceSettings, view: ServiceView | None) -> pb.ServiceSta
     if view.coupling is not None:
         state.coupling.CopyFrom(_coupling(view.coupling))
     return state
+
+
+def _most_moved(view: ServiceView) -> Routing | None:
+    """Of the AI sources whose requests are known, the one that is farthest over its limit."""
+    known = [found for found in view.routing.values() if isinstance(found, Routing)]
+    return max(known, key=lambda one: one.exposure - one.limit, default=None)
+
+
+def _predicted(view: ServiceView) -> float:
+    """Fall of C_2^W2 that routing is about to bring; NaN where that is not known of every AI source."""
+    known = [found.predicted if isinstance(found, Routing) else math.nan for found in view.routing.values()]
+    return math.nan if not known or any(map(math.isnan, known)) else max(known)
+
+
+def _routing(source: str, found: Routing | int) -> pb.ServiceRouting:
+    message = pb.ServiceRouting(
+        source=source, calibrated_windows=CALIBRATION_WINDOWS, needed_windows=CALIBRATION_WINDOWS
+    )
+    if isinstance(found, int):
+        message.calibrated_windows = found
+        return message
+    for name, *figures in zip(found.replicas, found.shares, found.before, found.missing, strict=True):
+        share, before, missing = map(float, figures)
+        message.replicas.add(name=name, share=share, before=before, missing=missing)
+    message.measured, message.moved = found.measured, found.moved
+    message.exposure, message.limit = found.exposure, found.limit
+    if not math.isnan(found.fall):
+        message.fall = found.fall
+    if found.attribution is not None:
+        said = found.attribution
+        message.predicted, message.residual = said.predicted, said.residual
+        message.residual_alarm, message.verdict = said.alarm, said.verdict.value
+    return message
 
 
 def _coupling(found: Coupling) -> pb.ServiceCoupling:
@@ -127,6 +166,8 @@ def _figures(view: ServiceView) -> Iterator[tuple[str, float]]:
     yield from zip(("d2_net", "d2_ai", "d2_joint"), tick.d2, strict=True)
     if view.limits is not None:
         yield from zip(("watch_net", "watch_ai", "watch_joint", "alarm_joint"), view.limits, strict=True)
+    if (moved := _most_moved(view)) is not None:
+        yield from (("exposure", moved.exposure), ("fall", moved.fall))
 
 
 def service_ticks(history: History, request: pb.ListServiceTicksRequest) -> pb.ListServiceTicksResponse:

@@ -9,6 +9,7 @@ ai = ["gpu-1/ai.chat"]                 # HOST/ai.NAME: the host whose snapshots 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator
@@ -91,6 +92,9 @@ class ServiceSettings(BaseModel):
     )
     calibration_ticks: int = Field(300, ge=60, le=3600, description="joint ticks of BAU before the first decision")
     cutoffs: Literal["empirical", "finite-sample", "chi2"] = Field("empirical", description="which limits decide")
+    transfer: Path | None = Field(
+        None, description="drift transfer, as mvps service transfer writes it: what routing explains of C_2^W2"
+    )
 
     @field_validator("network", "ai")
     @classmethod

@@ -30,7 +30,10 @@ from mvps.broker import service_windows
 from mvps.broker.service_settings import ServiceSettings, Source, is_ai
 from mvps.broker.service_windows import Kept, ServiceWindowsError
 from mvps.coupling.distance import Limits
-from mvps.coupling.service import Coupling, Latest, Learned, Put, Reading, ServiceMonitor, ServiceTick
+from mvps.coupling.drift import DriftTransfer
+from mvps.coupling.phases import ICPhase
+from mvps.coupling.routing import Load, Routing, RoutingBaseline, RoutingMonitor
+from mvps.coupling.service import Coupling, Latest, Put, Reading, ServiceMonitor, ServiceTick
 from mvps.trust import gate
 from mvps.trust.seal import Lane
 from mvps.v1 import snapshot_pb2 as pb
@@ -52,7 +55,8 @@ class ServiceView(NamedTuple):
 
     axes: of z, by name; used: those of the baseline. missing: source -> why it has no reading that stands. calibrated,
     needed: usable ticks. problem: "" or why they give no baseline. untaught: ticks that taught nothing because a source
-    was not in BAU.
+    was not in BAU. routing: AI source whose engines are read -> where its requests go, or how many of
+    ``CALIBRATION_WINDOWS`` there are.
     """
 
     name: str
@@ -67,6 +71,7 @@ class ServiceView(NamedTuple):
     needed: int
     problem: str
     untaught: int
+    routing: Mapping[str, Routing | int]
 
 
 @dataclass(slots=True)
@@ -84,7 +89,10 @@ class _Host:
 
 @dataclass(slots=True)
 class _Service:
-    """next: number of the joint tick that comes next. kept: a window of an earlier run that is not in use yet."""
+    """next: number of the joint tick that comes next. kept: what an earlier run learned and is not in use yet.
+
+    routing: monitor of each AI source, with the number of the reading that it has had.
+    """
 
     settings: ServiceSettings
     monitor: ServiceMonitor
@@ -92,12 +100,25 @@ class _Service:
     tick_ns: int
     wait_ns: int
     next: int = 0
-    kept: Learned | None = None
-    saved: Learned | None = None
+    kept: Kept | None = None
+    saved: tuple[object, ...] = (None,)
+    routing: dict[Source, tuple[RoutingMonitor, int]] = field(default_factory=dict)
+    routed: dict[str, Routing | int] = field(default_factory=dict)
 
     @property
     def due_ns(self) -> int:
         return self.next * self.tick_ns + self.wait_ns
+
+    @property
+    def baselines(self) -> dict[str, RoutingBaseline]:
+        """Of the sources whose routing is known."""
+        learned = {str(source): monitor.learned for source, (monitor, _) in self.routing.items()}
+        return {name: baseline for name, baseline in learned.items() if baseline is not None}
+
+    @property
+    def learned(self) -> tuple[object, ...]:
+        """What is worth keeping; another object once something new was learned."""
+        return (self.monitor.learned, *self.baselines.values())
 
 
 class _Work(NamedTuple):
@@ -111,12 +132,12 @@ class _Work(NamedTuple):
 class ServiceWatch:
     """The services of one broker. ``observe`` is for the event loop that runs ``run``.
 
-    on_joined: called there with the services that had a tick. keep: file of the windows, or None for none. clock: ns
-    since the Unix epoch. ``ticks``: "joined"; "skipped" for want of time or because the clock jumped, "stepped_back"
-    lattices that began anew, "failed" by a defect, which ``error`` names while the latest one did. ``snapshots``:
-    "taken", and of these "late"; not taken are "repeated" (no newer than the newest) and "backfill"; taken and dropped
-    before their tick came are "overflow". ``windows_error``: "" or why the file was not used or not written, and
-    ``windows_failures`` how often that was.
+    transfers: service -> its drift transfer. on_joined: called there with the services that had a tick. keep: file of
+    the windows, or None for none. clock: ns since the Unix epoch. ``ticks``: "joined"; "skipped" for want of time or
+    because the clock jumped, "stepped_back" lattices that began anew, "failed" by a defect, which ``error`` names while
+    the latest one did. ``snapshots``: "taken", and of these "late"; not taken are "repeated" (no newer than the newest)
+    and "backfill"; taken and dropped before their tick came are "overflow". ``windows_error``: "" or why the file was
+    not used or not written, and ``windows_failures`` how often that was.
     """
 
     def __init__(
@@ -125,11 +146,12 @@ class ServiceWatch:
         on_joined: Callable[[Sequence[ServiceView]], None] = lambda views: None,
         keep: Path | None = None,
         clock: Callable[[], int] = time.time_ns,
+        transfers: Mapping[str, DriftTransfer] | None = None,
     ) -> None:
         self._on_joined = on_joined
         self._keep = keep
         self._clock = clock
-        self._services = [_made(one) for one in services]
+        self._services = [_made(one, (transfers or {}).get(one.name)) for one in services]
         self._hosts: dict[str, list[tuple[_Service, _Host]]] = {}
         for service in self._services:
             for name, host in service.hosts.items():
@@ -239,7 +261,7 @@ class ServiceWatch:
                 self.ticks["failed"] += 1
         self.ticks["joined"] += len(views)
         self.error = failed
-        if any(one.service.monitor.learned is not one.service.saved for one in work):
+        if any(not _same(one.service.learned, one.service.saved) for one in work):
             self._save()
         return views
 
@@ -254,6 +276,8 @@ class ServiceWatch:
         net = [_reading(source, stands, service, 3, missing) for source in settings.network]
         ai = [_reading(source, stands, service, 3 + settings.c4, missing) for source in settings.ai]
         tick = monitor.step(at_ns / _SECOND, net, ai)
+        for source, reading in zip(settings.ai, ai, strict=True):
+            _route(service, source, reading, tick.phase in (None, ICPhase.JOINT_BAU))
         return ServiceView(
             settings.name,
             at_ns,
@@ -267,6 +291,7 @@ class ServiceWatch:
             monitor.needed,
             monitor.problem,
             monitor.untaught,
+            dict(service.routed),
         )
 
     # ---- windows on disk
@@ -280,24 +305,30 @@ class ServiceWatch:
         for service in self._services:
             found = kept.get(service.settings.name)
             if found is not None and found.of == service_windows.standing_on(service.settings):
-                service.kept = found.learned
+                service.kept = found
 
-    def _restore(self, service: _Service, learned: Learned) -> None:
+    def _restore(self, service: _Service, kept: Kept) -> None:
         service.kept = None
+        for source, (monitor, _) in service.routing.items():
+            if (baseline := kept.routing.get(str(source))) is not None:
+                monitor.restore(baseline)
         try:
-            service.monitor.restore(learned)
+            if kept.learned is not None:
+                service.monitor.restore(kept.learned)
         except ValueError as error:
             self._failed_to_keep(f"the kept window of {service.settings.name} gives no baseline ({error})")
-        service.saved = service.monitor.learned
+        service.saved = service.learned
 
     def _save(self) -> None:
         kept = {}
         for service in self._services:
             # One that has not had its first tick yet keeps what it has on disk.
-            learned = service.monitor.learned or service.kept
-            if learned is not None:
-                kept[service.settings.name] = Kept(service_windows.standing_on(service.settings), learned)
-            service.saved = service.monitor.learned  # what cannot be written is tried again after the next fit
+            now = service.kept or Kept(
+                service_windows.standing_on(service.settings), service.monitor.learned, service.baselines
+            )
+            if now.learned is not None or now.routing:
+                kept[service.settings.name] = now
+            service.saved = service.learned  # what cannot be written is tried again after the next fit
         if self._keep is None:
             return
         try:
@@ -312,11 +343,39 @@ class ServiceWatch:
         self.windows_failures += 1
 
 
-def _made(settings: ServiceSettings) -> _Service:
+def _made(settings: ServiceSettings, transfer: DriftTransfer | None) -> _Service:
     tick_ns = round(settings.tick_s * _SECOND)
     monitor = ServiceMonitor(c4=settings.c4, calibration_ticks=settings.calibration_ticks, cutoffs=settings.cutoffs)
     hosts = {source.host: _Host() for source in settings.sources}
-    return _Service(settings, monitor, hosts, tick_ns, max(min(tick_ns, _SECOND), _LEAST_WAIT_NS))
+    routing = {source: (RoutingMonitor(transfer), 0) for source in settings.ai}
+    return _Service(settings, monitor, hosts, tick_ns, max(min(tick_ns, _SECOND), _LEAST_WAIT_NS), routing=routing)
+
+
+def _same(a: tuple[object, ...], b: tuple[object, ...]) -> bool:
+    """Whether both hold the very same objects; baselines have arrays, which do not compare."""
+    return len(a) == len(b) and all(one is other for one, other in zip(a, b, strict=True))
+
+
+def _route(service: _Service, source: Source, reading: Reading | None, quiet: bool) -> None:
+    """Where a source's requests go, from a reading that is new; without one that stands it is not known."""
+    monitor, had = service.routing[source]
+    if reading is None:
+        service.routed.pop(str(source), None)
+        return
+    if reading.number == had:
+        return
+    service.routing[source] = (monitor, reading.number)
+    surface = service.hosts[source.host].surfaces[source.surface]
+    told = [(one.vantage, one.load) for one in surface.observations if one.HasField("load")]
+    if not told:
+        return  # of an engine that does not tell now, what was last known stands
+    loads = {name: Load(load.requests, load.prompt_tokens, load.cached_tokens) for name, load in told}
+    c2 = surface.vector.c2 if surface.vector.HasField("c2") else math.nan
+    found = monitor.step(loads, c2, quiet and reading.quiet)
+    if found is not None:
+        service.routed[str(source)] = found
+    elif monitor.learned is None:
+        service.routed[str(source)] = monitor.windows
 
 
 def _read(host: _Host, body: bytes | None) -> None:

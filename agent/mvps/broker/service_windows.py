@@ -10,22 +10,27 @@ the next one replaces it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
 import numpy as np
 
-from mvps.broker.service_settings import MAX_SERVICES, ServiceSettings
+from mvps.broker.service_settings import MAX_SERVICES, MAX_SOURCES, ServiceSettings
 from mvps.coupling.distance import LEAST_TICKS
+from mvps.coupling.routing import CALIBRATION_WINDOWS, RoutingBaseline
 from mvps.coupling.service import Learned
 from mvps.trust import durable
+from mvps.trust.limits import MAX_NAME, MAX_VANTAGES_PER_SURFACE
 
 FORMAT: Final = 1
 MAX_ROWS: Final = 4 * 3600  # a window grows to four times the longest calibration
 _MAX_AXES: Final = 7
-# A number takes 20 bytes at most, and a row one for its time.
-MAX_BYTES: Final = MAX_SERVICES * (4096 + MAX_ROWS * 20 * (_MAX_AXES + 1))
+# A number takes 20 bytes at most, and a row one for its time; every AI source has its windows of counts.
+MAX_BYTES: Final = MAX_SERVICES * (4096 + MAX_ROWS * 20 * (_MAX_AXES + 1)) + MAX_SOURCES * (
+    8192 + CALIBRATION_WINDOWS * MAX_VANTAGES_PER_SURFACE * (3 * 20 + MAX_NAME)
+)
 
 
 class ServiceWindowsError(Exception):
@@ -33,10 +38,11 @@ class ServiceWindowsError(Exception):
 
 
 class Kept(NamedTuple):
-    """A service's window. of: what it stands on, :func:`standing_on`."""
+    """What a service learned. of: what it stands on, :func:`standing_on`. routing: AI source -> BAU of its requests."""
 
     of: str
-    learned: Learned
+    learned: Learned | None
+    routing: Mapping[str, RoutingBaseline]
 
 
 def standing_on(service: ServiceSettings) -> str:
@@ -70,9 +76,8 @@ def save(path: Path, kept: Mapping[str, Kept]) -> None:
         "services": {
             name: {
                 "of": one.of,
-                "axes": one.learned.axes,
-                "times": one.learned.times.tolist(),
-                "rows": one.learned.rows.tolist(),
+                **(_window(one.learned) if one.learned is not None else {}),
+                "routing": {source: _routing(baseline) for source, baseline in one.routing.items()},
             }
             for name, one in kept.items()
         },
@@ -85,6 +90,15 @@ def save(path: Path, kept: Mapping[str, Kept]) -> None:
         ) from None
 
 
+def _window(learned: Learned) -> dict[str, Any]:
+    return {"axes": learned.axes, "times": learned.times.tolist(), "rows": learned.rows.tolist()}
+
+
+def _routing(baseline: RoutingBaseline) -> dict[str, Any]:
+    level = baseline.level if math.isfinite(baseline.level) else None
+    return {"replicas": baseline.replicas, "counts": baseline.counts.tolist(), "level": level, "limit": baseline.limit}
+
+
 def _decoded(body: Any) -> dict[str, Kept]:
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise ValueError(f"this is not format {FORMAT}")
@@ -95,6 +109,21 @@ def _decoded(body: Any) -> dict[str, Kept]:
 
 
 def _kept(one: Any) -> Kept:
+    routing = {str(source): _baseline(kept) for source, kept in one.get("routing", {}).items()}
+    return Kept(str(one["of"]), _learned(one) if "rows" in one else None, routing)
+
+
+def _baseline(one: Any) -> RoutingBaseline:
+    replicas, counts = tuple(map(str, one["replicas"])), np.array(one["counts"], dtype=np.float64)
+    level = math.nan if one["level"] is None else float(one["level"])
+    if counts.shape != (CALIBRATION_WINDOWS, len(replicas), 3) or len(replicas) > MAX_VANTAGES_PER_SURFACE:
+        raise ValueError("the routing of a service has other replicas than counts")
+    if not (np.isfinite(counts).all() and (counts >= 0.0).all() and (counts[:, :, 0] > 0.0).all()):
+        raise ValueError("counts of requests are not negative, and every replica had some")
+    return RoutingBaseline(replicas, counts, level, float(one["limit"]))
+
+
+def _learned(one: Any) -> Learned:
     axes = tuple(str(name) for name in one["axes"])
     times, rows = np.array(one["times"], dtype=np.float64), np.array(one["rows"], dtype=np.float64)
     if not LEAST_TICKS <= len(times) <= MAX_ROWS or times.ndim != 1 or not 2 <= len(axes) <= _MAX_AXES:
@@ -105,7 +134,7 @@ def _kept(one: Any) -> Kept:
         raise ValueError("a window's times do not rise")
     if not ((rows >= 0.0) & (rows <= 1.0)).all():
         raise ValueError("coherence lies in [0, 1]")
-    return Kept(str(one["of"]), Learned(axes, times, rows))
+    return Learned(axes, times, rows)
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from mvps.cli import exits
 from mvps.cli.actions import actions_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mvps.ai.config import AiConfig
     from mvps.ai.encoder import Clouds
     from mvps.ai.group import Group, Report
+    from mvps.ai.load_meter import LoadMeter
     from mvps.ai.replica import Respondent
     from mvps.ai.whitebox import LocalModel, Reader
     from mvps.v1.snapshot_pb2 import Surface
@@ -173,6 +175,23 @@ def _asked(session: aiohttp.ClientSession, config: AiConfig) -> tuple[list[Respo
     return servers, _encoder(session, config), None
 
 
+def _meters(session: aiohttp.ClientSession, config: AiConfig) -> dict[str, LoadMeter]:
+    """What reads the engines' own counters, by replica; nothing where the settings name no page of theirs."""
+    from mvps.ai.load_meter import LoadMeter
+
+    return {
+        one.name: LoadMeter(
+            session,
+            one.metrics,
+            one.model,
+            # The token is for the API: a page elsewhere does not get it.
+            key=_key(one.key_file) if urlsplit(one.metrics)[:2] == urlsplit(one.url)[:2] else "",
+        )
+        for one in config.replica
+        if one.metrics is not None
+    }
+
+
 def _probe(arguments: argparse.Namespace) -> int:
     _need_packages()
     config = _read(arguments.config)
@@ -213,7 +232,8 @@ async def _rounds(config: AiConfig, most: int, show: Callable[[Report], str]) ->
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with _session(config) as session:
         replicas, encoder, reader = _asked(session, config)
-        probe = Probe(config, canaries, replicas, encoder, group, reader=reader)
+        meters = _meters(session, config)
+        probe = Probe(config, canaries, replicas, encoder, group, reader=reader, meters=meters)
         events = Sender(session, config.events, config.name, _key(config.events.key_file)) if config.events else None
         done = 0
         said: dict[str, str] = {}
@@ -245,6 +265,10 @@ async def _rounds(config: AiConfig, most: int, show: Callable[[Report], str]) ->
                     await asyncio.sleep(due - time.monotonic())
         skipped = ", ".join(f"{count} {what}" for what, count in probe.skipped.items() if count)
         print(f"{probe.requests} questions; over the budget: {skipped or 'nothing'}", file=sys.stderr)
+        for name, meter in meters.items():
+            if meter.failures:
+                causes = ", ".join(f"{count} {cause}" for cause, count in sorted(meter.failures.items()))
+                print(f"{name}: its engine's counters could not be read: {causes}", file=sys.stderr)
         if events is not None and events.dropped:
             print(f"events of {events.dropped} rounds did not arrive", file=sys.stderr)
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +19,14 @@ from mvps.cli.fleet import broker_at, broker_options, since_ns, utc
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from mvps.v1.stream_pb2 import ServiceCoupling, ServiceDistance, ServicesState, ServiceState, ServiceTick
+    from mvps.v1.stream_pb2 import (
+        ServiceCoupling,
+        ServiceDistance,
+        ServiceRouting,
+        ServicesState,
+        ServiceState,
+        ServiceTick,
+    )
 
 _SECONDS: Final = 10.0
 _PAGE: Final = 1000  # rows that a broker gives at a time
@@ -85,6 +94,19 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
     plot.add_argument(
         "--points", metavar="N", type=int, default=10_000, help="at most the latest N ticks (default %(default)s)"
     )
+    transfer = add(
+        "transfer",
+        "fit what moved requests do to the answers, from drills, for a service's setting `transfer`",
+        "The file of drills has a line BEGIN,END for each time that routes were changed on purpose, in Unix seconds\n"
+        "or as 2026-11-22T10:00:00Z (UTC where no zone is named); at least 20 of them, some of which moved nothing.\n"
+        "examples:\n"
+        "  mvps service transfer chat --drills drills.csv -o /etc/mvps/chat.transfer.json",
+    )
+    transfer.add_argument("name", metavar="NAME", help="of the service")
+    transfer.add_argument("--drills", metavar="FILE", type=Path, required=True, help="begin and end of each drill")
+    transfer.add_argument(
+        "-o", "--out", metavar="FILE", type=Path, required=True, help="file to write, which must not exist yet"
+    )
     parser.epilog = (
         "examples:\n"
         "  mvps service\n"
@@ -99,7 +121,7 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask and show."""
-    questions = {"status": _status, "explain": _explain, "plot": _plot}
+    questions = {"status": _status, "explain": _explain, "plot": _plot, "transfer": _transfer}
     return questions[arguments.action or "status"](arguments)
 
 
@@ -154,6 +176,73 @@ def _plot(arguments: argparse.Namespace) -> int:
     return exits.OK
 
 
+def _transfer(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from mvps.cli import actions
+    from mvps.coupling import drift
+
+    drills = _drills(arguments.drills)
+    _named(_ask(arguments), arguments.name)
+    arguments.points = _MOST_POINTS
+    found = []
+    for begin, end in drills:
+        ticks = _ticks(arguments, round(begin * 1e9), round(end * 1e9))
+        seen = [(tick.exposure, tick.fall) for tick in ticks if tick.HasField("exposure") and tick.HasField("fall")]
+        if seen:
+            found.append(np.mean(seen, axis=0))
+    if len(found) < len(drills):
+        print(f"{len(drills) - len(found)} of {len(drills)} drills have no exposure in the history", file=sys.stderr)
+    exposures, falls = np.array(found).reshape(-1, 2).T
+    try:
+        fitted = drift.calibrate(exposures, falls)
+    except ValueError as error:
+        raise exits.Failure(exits.FOUND, f"no transfer: {error}") from None
+    actions.give(drift.dump(fitted).encode(), arguments.out)
+    if arguments.json:
+        print(json.dumps(fitted._asdict(), indent=2))
+    else:
+        ceiling, scale = fitted.ceiling, fitted.scale
+        print(
+            f"{fitted.events} drills: C_2^W2 falls by at most {ceiling.value:.3f} [{ceiling.low:.3f}, "
+            f"{ceiling.high:.3f}], 63 % of it at an exposure of {scale.value:.3g} [{scale.low:.3g}, {scale.high:.3g}]; "
+            f"a rest above {fitted.residual_limit:.3f} is not routing's"
+        )
+    return exits.OK
+
+
+def _drills(path: Path) -> list[tuple[float, float]]:
+    """Begin and end of each drill, in Unix seconds."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise exits.Failure(exits.USAGE, f"{path}: {error}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            begin, end = (_moment(part.strip()) for part in line.split(","))
+        except ValueError:
+            raise exits.Failure(exits.USAGE, f"{path}:{number}: write BEGIN,END, not {line!r}") from None
+        if not begin < end:
+            raise exits.Failure(exits.USAGE, f"{path}:{number}: a drill ends after it begins")
+        found.append((begin, end))
+    return found
+
+
+def _moment(text: str) -> float:
+    """Unix seconds of a number or of a time in ISO 8601. ValueError if it is neither."""
+    try:
+        found = float(text)
+    except ValueError:
+        when = datetime.fromisoformat(text)
+        found = (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp()
+    if not 0.0 <= found < 1e11:
+        raise ValueError(text)
+    return found
+
+
 def _ask(arguments: argparse.Namespace) -> ServicesState:
     from mvps.v1 import stream_pb2
 
@@ -168,8 +257,8 @@ def _ask(arguments: argparse.Namespace) -> ServicesState:
     return info.services
 
 
-def _ticks(arguments: argparse.Namespace, since: int) -> list[ServiceTick]:
-    """The service's ticks since then, oldest first, page by page."""
+def _ticks(arguments: argparse.Namespace, since: int, until: int = 0) -> list[ServiceTick]:
+    """The service's ticks between two times, oldest first, page by page. until: 0 for now."""
     from mvps.v1 import stream_pb2
 
     found: list[ServiceTick] = []
@@ -178,7 +267,7 @@ def _ticks(arguments: argparse.Namespace, since: int) -> list[ServiceTick]:
             request = stream_pb2.ListServiceTicksRequest(
                 service=arguments.name,
                 since_ns=since,
-                until_ns=found[-1].tick_time_ns - 1 if found else 0,
+                until_ns=found[-1].tick_time_ns - 1 if found else until,
                 limit=min(_PAGE, arguments.points - len(found)),
             )
             page = broker.ListServiceTicks(request, timeout=_SECONDS).ticks
@@ -276,7 +365,9 @@ def explained(one: ServiceState) -> list[str]:
         lines.append(f"  Axes: {named}")
     if one.HasField("coupling"):
         lines += _coupling_words(one.coupling)
-    lines.append(f"  Routing: {one.drift}.")
+    lines += [_routing_words(found) for found in one.routing]
+    if one.drift:
+        lines.append(f"  Routing: {one.drift}.")
     lines.append(f"  What to do: {one.advice}")
     return lines
 
@@ -289,6 +380,24 @@ def _distance_words(name: str, said: ServiceDistance) -> str:
     if said.moved_ns:
         words += f"; over its limit since {utc(said.moved_ns)}"
     return words
+
+
+def _routing_words(said: ServiceRouting) -> str:
+    head = f"  Requests of {said.source}: "
+    if not said.replicas:
+        return head + f"calibrating, {said.calibrated_windows} of {said.needed_windows} windows of BAU."
+    shares = ", ".join(f"{one.name} {one.share:.0%} (was {one.before:.0%})" for one in said.replicas)
+    unit = "cached tokens a request" if said.measured else "of a request"
+    verb = "moved" if said.moved else "as in BAU"
+    words = head + f"{verb}; {shares}; exposure {said.exposure:.3g} {unit}, limit {said.limit:.3g}"
+    if said.moved:
+        gained = [one for one in sorted(said.replicas, key=lambda one: -one.missing) if one.missing > 0.0]
+        words += "; new to it: " + ", ".join(f"{one.name} {one.missing:.0%}" for one in gained[:4])
+    if said.HasField("fall"):
+        words += f"; C_2^W2 is {said.fall:+.3f} below BAU"
+    if said.verdict:
+        words += f", {said.predicted:.3f} of it predicted: {said.verdict}"
+    return words + ("; the rest is beyond its limit." if said.residual_alarm else ".")
 
 
 def _coupling_words(said: ServiceCoupling) -> list[str]:

@@ -27,6 +27,7 @@ the AI's own: verdict and residual alarm below.
 from __future__ import annotations
 
 import enum
+import json
 import math
 from typing import NamedTuple
 
@@ -102,6 +103,33 @@ class DriftTransfer(NamedTuple):
         """Predicted fall of C_2^W2, >= 0, for exposures x."""
         fall: FloatArray = -self.ceiling.value * np.expm1(-np.asarray(x, dtype=np.float64) / self.scale.value)
         return fall
+
+
+FORMAT = "mvps-drift-transfer/1"
+
+
+def dump(transfer: DriftTransfer) -> str:
+    """A transfer function as text, for :func:`load`."""
+    return json.dumps({"format": FORMAT, **transfer._asdict()}, indent=1) + "\n"
+
+
+def load(text: str) -> DriftTransfer:
+    """What :func:`dump` wrote. ValueError says why it is none."""
+    try:
+        kept = json.loads(text)
+        if kept.pop("format", None) != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        ceiling, scale, slope = (Interval(*map(float, kept.pop(name))) for name in ("ceiling", "scale", "slope"))
+        limit, noise = float(kept.pop("residual_limit")), float(kept.pop("noise"))
+        found = DriftTransfer(ceiling, scale, slope, limit, noise, int(kept.pop("events")))
+        if kept:
+            raise ValueError(f"it has more than that: {', '.join(sorted(kept))}")
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it is no drift transfer ({error})") from None
+    figures = (*ceiling, *scale, *slope, limit, noise)
+    if not all(map(math.isfinite, figures)) or not (0.0 <= ceiling.value <= 1.0 and scale.value > 0.0):
+        raise ValueError("it is no drift transfer: a ceiling lies in [0, 1], and a scale is positive")
+    return found
 
 
 def calibrate(x: FloatArray, fall: FloatArray, seed: int = 0) -> DriftTransfer:
