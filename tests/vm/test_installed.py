@@ -17,7 +17,7 @@ from tests.kernel.instructions import RECORD, complaints
 from tests.vm.installation import KEPT_UNANSWERED, PYTHON, SPOOLED, build, host, install, set_up, status
 from tests.vm.machine import RELEASES, ROOT, Machine, make_image
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(3000)]
 
 PROGRAMS = "bpftool --json prog show"
 # Carried in beside the packages, and run by the package's own Python.
@@ -90,7 +90,7 @@ def test_the_verifier_s_work_on_this_kernel_is_on_record(installed: Machine) -> 
 
 
 def test_both_loaders_count_the_same_of_the_same_load(installed: Machine) -> None:
-    counted = json.loads(installed.must(f"{PYTHON} /mnt/compare_loaders.py", 900.0))
+    counted = json.loads(installed.must(f"{PYTHON} /mnt/compare_loaders.py"))
     for signal, (core, compiled) in counted.items():
         assert core.keys() == compiled.keys()
         for name in core.keys() - {"entered_ns", "entered_vector"}:  # the state of a run, no counter
@@ -154,7 +154,7 @@ def test_reclaim_changes_the_phase(running: Machine) -> None:
     # Pages that are cached already are charged to whoever wrote them, and press on nobody else's limit.
     running.must("head -c 256M /dev/zero > /var/tmp/walked && sync && echo 3 > /proc/sys/vm/drop_caches")
     walk = "while :; do cat /var/tmp/walked > /dev/null; done"
-    limits = "-p MemoryMax=48M -p MemorySwapMax=0 -p RuntimeMaxSec=300"
+    limits = "-p MemoryMax=48M -p MemorySwapMax=0 -p RuntimeMaxSec=900"
     running.must(f"systemd-run --quiet --unit reclaim {limits} sh -c '{walk}'")
     try:
         running.until("mvps status | grep -E '^  kernel +(WATCH|ALARM|CRITICAL)'")
@@ -215,7 +215,7 @@ def test_without_btf_the_agent_has_its_programs_compiled(running: Machine) -> No
     running.must(f"install -D -m 644 /usr/share/mvps/systemd/mvps-agent-bcc.conf {drop_in}/bcc.conf")
     running.must("mount -t tmpfs -o ro none /sys/kernel/btf && systemctl daemon-reload")
     try:
-        running.must("systemctl restart mvps-agent", 600.0)
+        running.must("systemctl restart mvps-agent")
         running.until("mvps status --json | grep -q '\"degraded\"'")
         states = {v["name"]: v["state"] for v in status(running)["vantages"]}
         assert states == {"mm": "ok", "blk": "degraded", "sock": "ok", "sched": "failed", "irq": "ok", "path": "ok"}

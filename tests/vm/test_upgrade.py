@@ -13,7 +13,7 @@ import pytest
 from tests.vm.installation import KEPT_UNANSWERED, SPOOLED, build, host, install, set_up, status
 from tests.vm.machine import RELEASES, ROOT, Machine, make_image
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(3000)]
 
 PREVIOUS = (ROOT / "packaging/previous").read_text().split("\n")[-2]
 
