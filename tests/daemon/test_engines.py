@@ -18,6 +18,7 @@ from mvps.coherence.observation import HIST_BINS, Observation, Scale
 from mvps.daemon.engines import (
     EXTENSION,
     FLUSH_NS,
+    MAX_HEALTH_WAITING,
     MAX_LINES,
     MAX_STREAMS_KEPT,
     PACKETS_PER_S,
@@ -26,8 +27,9 @@ from mvps.daemon.engines import (
     Stream,
     host_flows,
 )
+from mvps.surplus import sealed_health
 from mvps.surplus.minutes import GRACE_NS, MAX_TENANTS, MINUTE_NS
-from mvps.surplus.packets import Cap, Chain, HealthMinute, heads_digest, parse
+from mvps.surplus.packets import Cap, Chain, HealthMinute, heads_digest, parse, render
 from mvps.surplus.schedule import Schedule
 from mvps.trust.gate import SCHEMA_VERSION, check_body
 from mvps.trust.limits import MAX_EXTENSION_BYTES
@@ -332,3 +334,30 @@ def test_whatever_an_engine_sends_is_taken_whole_or_refused_whole(
     status = engines.status()
     assert status.packets == taken
     assert len([parse(line, HealthMinute) for line in status.health]) == taken
+
+
+def test_closed_minutes_travel_in_snapshots_once_each(engines: Engines, clock: Clock) -> None:
+    engine = Engine(engines)
+    tenants = [f"tenant-{number}" for number in range(MAX_TENANTS)]
+    engine.send(*(cap(clock.now, tenant) for tenant in tenants))
+    assert sealed_health.NAME not in tick(engines).extensions
+    clock.now += MINUTE_NS + GRACE_NS
+    told: list[str] = []
+    while content := tick(engines).extensions.get(sealed_health.NAME, b""):
+        minutes, causes = sealed_health.unpack(content)
+        assert not causes
+        assert {one.bucket.timestamp() for one in minutes} == {START // MINUTE_NS * 60}
+        told += [one.tenant for one in minutes]
+    assert told == sorted(tenants)
+    assert list(engines.status().health) == [render(one) for one in map(engines._minutes.health, sorted(tenants)) if one]
+
+
+def test_minutes_that_no_snapshot_takes_are_dropped_oldest_first_and_counted(engines: Engines, clock: Clock) -> None:
+    engine = Engine(engines)
+    for _ in range(MAX_HEALTH_WAITING + 3):
+        engine.send(cap(clock.now))
+        clock.now += MINUTE_NS + GRACE_NS
+    engine.send()
+    assert refused(engines)["health_unsent"] == 3
+    first, _ = sealed_health.unpack(tick(engines).extensions[sealed_health.NAME])
+    assert first[0].bucket.timestamp() >= START // 10**9 + 3 * 60 - 60

@@ -4,7 +4,8 @@
 A stream of the local API is one hash chain of ``cap.v1`` lines. Every batch is verified before anything of it counts,
 and a line that does not follow, or holds what its schema does not know, ends the stream. What is kept of the packets
 are sums per minute and tenant (:mod:`mvps.surplus.minutes`); the chains' heads travel in the host's sealed snapshots,
-so that whoever has the lines can prove that they are all there.
+so that whoever has the lines can prove that they are all there. So does the health of every minute that was closed
+(:mod:`mvps.surplus.sealed_health`), which is how a broker hears of it.
 
 Limits: a message of the local API's size, lines a batch, streams, tenants, packets a second; what is refused is counted
 by cause. Batches are verified in their stream's own thread; the lock is held for adding up, never across I/O.
@@ -19,7 +20,7 @@ import logging
 import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from mvps.daemon import log
 from mvps.daemon.metrics import phase_name
 from mvps.daemon.state import EngineFigures, TenantFigures
+from mvps.surplus import sealed_health
 from mvps.surplus.minutes import MAX_TENANTS, PHASES, Directive, Load, Minutes
 from mvps.surplus.packets import (
     Cap,
@@ -50,6 +52,8 @@ EXTENSION: Final = "mvps.surplus/heads"
 MAX_LINES: Final = 64
 # Streams that ended and whose heads have not been sealed yet are kept beside those that are open.
 MAX_STREAMS_KEPT: Final = 64
+# Minutes that wait for a snapshot: all tenants' for four of them.
+MAX_HEALTH_WAITING: Final = 4 * MAX_TENANTS
 FLUSH_NS: Final = 250_000_000
 PACKETS_PER_S: Final = 2000.0
 _BURST_S: Final = 1.0
@@ -104,6 +108,7 @@ class Engines:
         self._packets = 0
         self._refused: Counter[str] = Counter()
         self._states: dict[str, State] = {}
+        self._health: deque[bytes] = deque()
 
     def open(self, name: str) -> Stream:
         """A new stream, whose chain has this name. Refused for want of room or of a name of its own."""
@@ -180,7 +185,7 @@ class Engines:
             stream.load = None
 
     def tick(self, snapshot: Snapshot, observations: Mapping[str, Observation], elapsed_ns: int) -> None:
-        """One tick of the host: its pressure is noted, and heads that moved go into the snapshot."""
+        """One tick of the host: its pressure is noted; heads that moved and minutes that closed go into the snapshot."""
         flows = host_flows(snapshot, observations, elapsed_ns)
         now = self._clock()
         with self._lock:
@@ -190,9 +195,12 @@ class Engines:
             heads = [stream.chain for stream in moved]
             for stream in moved:
                 stream.sealed = stream.chain.length
+            health = sealed_health.pack(self._health)
         self._tell(closed)
         if heads:
             snapshot.extensions[EXTENSION] = sealed_heads(heads)
+        if health:
+            snapshot.extensions[sealed_health.NAME] = health
 
     def figures(self) -> EngineFigures:
         """For metrics."""
@@ -245,6 +253,11 @@ class Engines:
             return []
         heads = heads_digest({name: stream.chain.head for name, stream in self._streams.items()})
         closed = self._minutes.close_due(now, self._loads(), heads)
+        for one in closed:
+            if len(self._health) >= MAX_HEALTH_WAITING:
+                self._health.popleft()
+                self._refused["health_unsent"] += 1
+            self._health.append(render(one))
         # What ended is sealed, and in this minute's health for the last time.
         for name, stream in list(self._streams.items()):
             if not stream.connected and stream.sealed == stream.chain.length:
