@@ -349,7 +349,9 @@ def test_closed_minutes_travel_in_snapshots_once_each(engines: Engines, clock: C
         assert {one.bucket.timestamp() for one in minutes} == {START // MINUTE_NS * 60}
         told += [one.tenant for one in minutes]
     assert told == sorted(tenants)
-    assert list(engines.status().health) == [render(one) for one in map(engines._minutes.health, sorted(tenants)) if one]
+    assert list(engines.status().health) == [
+        render(one) for one in map(engines._minutes.health, sorted(tenants)) if one
+    ]
 
 
 def test_minutes_that_no_snapshot_takes_are_dropped_oldest_first_and_counted(engines: Engines, clock: Clock) -> None:

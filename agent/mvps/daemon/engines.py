@@ -185,7 +185,7 @@ class Engines:
             stream.load = None
 
     def tick(self, snapshot: Snapshot, observations: Mapping[str, Observation], elapsed_ns: int) -> None:
-        """One tick of the host: its pressure is noted; heads that moved and minutes that closed go into the snapshot."""
+        """One tick of the host: its pressure is noted; heads that moved and closed minutes go into the snapshot."""
         flows = host_flows(snapshot, observations, elapsed_ns)
         now = self._clock()
         with self._lock:

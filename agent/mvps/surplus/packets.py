@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -331,7 +332,7 @@ class Rollout(Packet):
     @model_validator(mode="after")
     def _growing(self) -> Rollout:
         shares = [self.canary, *self.gradual]
-        if any(after <= before for before, after in zip(shares, shares[1:], strict=False)):
+        if any(after <= before for before, after in pairwise(shares)):
             raise ValueError("the shares of the hosts grow from canary over each of gradual")
         return self
 
@@ -339,8 +340,8 @@ class Rollout(Packet):
 class Issue(Packet):
     """What a broker adds when it hands a policy to a host: how things stand, and until when that holds.
 
-    in_slice: whether the policy is in force on this host. rung: of the ladder, -1 for none. shares: of the providers, in
-    their order. exploration: share of traffic to diversify. reserve: share of spending to hold back.
+    in_slice: whether the policy is in force on this host. rung: of the ladder, -1 for none. shares: of the providers,
+    in their order. exploration: share of traffic to diversify. reserve: share of spending to hold back.
     """
 
     host: Annotated[str, Field(min_length=1, max_length=64)]
