@@ -190,9 +190,10 @@ class History:
         max_bytes: int = 1 << 40,
         queue_rows: int = 500_000,
     ) -> None:
-        seconds = ((_TICKS, retention_s), (surplus_tables.MINUTES, minutes_retention_s))
-        seconds = (*seconds, (surplus_tables.AUDIT, audit_retention_s))
-        self._retention_ns = {table.name: int(keep_s * 1e9) for tables, keep_s in seconds for table in tables}
+        seconds = dict.fromkeys(_TICKS, retention_s)
+        seconds |= dict.fromkeys(surplus_tables.MINUTES, minutes_retention_s)
+        seconds |= dict.fromkeys(surplus_tables.AUDIT, audit_retention_s)
+        self._retention_ns = {table.name: int(keep_s * 1e9) for table, keep_s in seconds.items()}
         self._max_bytes = max_bytes
         self._queue_rows = queue_rows
         self._url = _parse(url)

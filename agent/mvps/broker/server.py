@@ -45,10 +45,15 @@ from mvps.broker.service_watch import ServiceView, ServiceWatch
 from mvps.broker.settings import BrokerSettings
 from mvps.broker.state import FleetState, without_baselines
 from mvps.broker.store import NOTHING, CounterKey, Store
+from mvps.broker.surplus_answers import changes, surplus_state
+from mvps.broker.surplus_settings import SurplusSettings
+from mvps.broker.surplus_tables import ChangeRow, IncidentRow
+from mvps.broker.surplus_watch import Order, Rows, SurplusWatch
 from mvps.broker.tables import StoreError
 from mvps.broker.ticks import Ticks
 from mvps.limiter.flows import Flows
 from mvps.robust.fleet import Evidence as Against
+from mvps.surplus.packets import Incident, parse
 from mvps.trust import limits
 from mvps.trust.epochs import Epochs
 from mvps.trust.gate import SCHEMA_VERSION, Batch, Run
@@ -114,6 +119,11 @@ class Broker:
             settings.service,
             on_joined=self._joined,
             keep=settings.database.with_name(f"{settings.database.name}.services"),
+        )
+        self.surplus_watch: Final = SurplusWatch(
+            settings.surplus,
+            on_rows=self._governed,
+            keep=settings.database.with_name(f"{settings.database.name}.tenants"),
         )
         self.answers: Final = Answers(self._history)
         self.flows: Flows | None = None
@@ -181,6 +191,7 @@ class Broker:
             loop.create_task(self.ticks.run()),
             loop.create_task(self.fleet_watch.run()),
             *([loop.create_task(self.service_watch.run())] if self.settings.service else []),
+            *([loop.create_task(self.surplus_watch.run())] if self.settings.surplus else []),
             *([loop.create_task(self.flows.run())] if self.flows is not None else []),
         ]
         if self._rechecker is not None:
@@ -428,6 +439,7 @@ class Broker:
         self._note_evidence(admitted, now_ns)
         self._observe_settled(admitted, now_ns)
         self.service_watch.observe(batch, admitted.runs)
+        self.surplus_watch.observe(batch)
         if self._rechecker is not None:
             self._rechecker.offer(batch)
 
@@ -460,6 +472,15 @@ class Broker:
         """Services had a joint tick: into the history."""
         if self._history is not None:
             self._history.put_services(service_rows(views))
+
+    def _governed(self, rows: Rows) -> None:
+        """Tenants were told of or decided: into the history."""
+        if self._history is None:
+            return
+        self._history.put_health(rows.health)
+        self._history.put_tenants(rows.tenants)
+        self._history.put_changes(rows.changes)
+        self._history.put_policies(rows.policies)
 
     def _mismatch(self, name: CounterKey) -> None:
         """A decision that was recomputed differs."""
@@ -520,6 +541,7 @@ class Broker:
             history=pb.History(**self._history.status()._asdict()) if self._history is not None else None,
             fleet=fleet_state(self.fleet_watch),
             services=services_state(self.service_watch),
+            surplus=surplus_state(self.surplus_watch),
             store=pb.StoreRoom(
                 bytes=self._store.bytes,
                 max_bytes=self._store.max_bytes,
@@ -528,6 +550,25 @@ class Broker:
                 retention_s=self.settings.retention_s,
             ),
         )
+
+    async def order_surplus(self, request: pb.OrderSurplusRequest) -> pb.OrderSurplusResponse:
+        """Answer to OrderSurplus; ValueError if it cannot be carried out."""
+        if self.settings.surplus is None:
+            raise ValueError("this broker watches no tenants: it has no [surplus] in its settings")
+        made = await self.surplus_watch.order(
+            Order(request.tenant, request.what, request.to, request.who.strip(), request.why.strip())
+        )
+        return pb.OrderSurplusResponse(changes=changes(ChangeRow(time.time_ns(), one) for one in made))
+
+    def record_incident(self, request: pb.RecordIncidentRequest) -> pb.RecordIncidentResponse:
+        """Answer to RecordIncident; ValueError if it is none."""
+        if self._history is None:
+            raise ValueError('this broker keeps no history (history = "none"): there is no place for incidents')
+        who = request.who.strip()
+        if not who:
+            raise ValueError("an incident needs the name of who records it")
+        self._history.put_incident(IncidentRow(time.time_ns(), parse(request.incident, Incident), who))
+        return pb.RecordIncidentResponse()
 
     def vantages(self) -> pb.ListVantagesResponse:
         """Answer to ListVantages, sorted by name."""
@@ -592,8 +633,15 @@ def _open_history(settings: BrokerSettings) -> History | None:
     url = settings.history_url()
     if not url:
         return None
+    surplus = settings.surplus or SurplusSettings.model_validate({})
     try:
-        return History(url, retention_s=settings.history_retention_s, max_bytes=settings.history_max_mib << 20)
+        return History(
+            url,
+            retention_s=settings.history_retention_s,
+            minutes_retention_s=surplus.minutes_retention_days * 86400,
+            audit_retention_s=surplus.audit_retention_days * 86400,
+            max_bytes=settings.history_max_mib << 20,
+        )
     except HistoryError as error:
         raise BrokerError(str(error)) from None
 

@@ -11,6 +11,7 @@ assignments (C2.1, C2.3) stay in the engines' own records: no host sends them.
 from __future__ import annotations
 
 import math
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
@@ -173,13 +174,20 @@ class ChangeRow(NamedTuple):
     @classmethod
     def of(cls, row: Any) -> ChangeRow:
         """From the database."""
-        figures = (math.nan if value is None else value for value in (row.xi, row.sse, row.crp_score))
+        xi, sse, crp_score = (math.nan if value is None else value for value in (row.xi, row.sse, row.crp_score))
         change = Change(
-            row.tick_ns // MINUTE_NS,
-            *(row.tenant, row.what, row.before, row.after, row.why, row.who),
-            *figures,
-            row.version,
-            bool(row.dry_run),
+            minute=row.tick_ns // MINUTE_NS,
+            tenant=row.tenant,
+            what=row.what,
+            before=row.before,
+            after=row.after,
+            why=row.why,
+            by=row.who,
+            xi=xi,
+            sse=sse,
+            crp_score=crp_score,
+            version=row.version,
+            dry_run=bool(row.dry_run),
         )
         return cls(row.tick_ns, change)
 
@@ -216,7 +224,7 @@ def band_name(number: int) -> str:
     return State[Band(number).name].value
 
 
-def _ns(at: Any) -> int:
+def _ns(at: datetime) -> int:
     return round(at.timestamp() * 1e6) * 1000
 
 

@@ -18,17 +18,33 @@ A minute of which no host told leaves everything as it is.
 
 from __future__ import annotations
 
+import json
 import math
+import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
+from pydantic import Field
 
 from mvps.surplus.fleet_health import TenantMinute, combine, limits_of, more_than_outliers, state_of
 from mvps.surplus.indicators import Band, Health
-from mvps.surplus.packets import Caps, HealthMinute, Issue, Policy, Stage
+from mvps.surplus.packets import (
+    MAX_LINE_BYTES,
+    Caps,
+    Hash,
+    HealthMinute,
+    Issue,
+    Name,
+    Packet,
+    PacketError,
+    Policy,
+    Stage,
+    digest,
+    parse,
+)
 from mvps.surplus.policy import (
     ACTIONS,
     ExitCriteria,
@@ -108,6 +124,31 @@ class Governed:
         killed = "killed in the policy" if policy.rollout.killed else ""
         return _fresh(cls(tenant, policy, _ladder(tenant, policy, rung), held=held or killed))
 
+    @classmethod
+    def restored(cls, policy: Policy, standing: Standing) -> Governed:
+        """After a restart; in shadow if it is another policy by now. The soak begins anew."""
+        begun = cls.begin(standing.tenant, policy, Rung(standing.rung), standing.held)
+        whole = standing.at < len(steps(policy.rollout)) == len(standing.before) + 1
+        if standing.digest != digest(policy) or begun.held or not whole:
+            return begun
+        most = begun.now.most
+        return replace(
+            begun, at=standing.at, before=tuple(Blocks(most, tuple(means[-most:])) for means in standing.before)
+        )
+
+    @property
+    def standing(self) -> Standing:
+        """What outlives a restart."""
+        before = [list(one.means) for one in self.before]
+        return Standing(
+            tenant=self.tenant,
+            digest=digest(self.policy),
+            rung=int(self.ladder.rung),
+            at=self.at,
+            held=self.held[:1000],
+            before=before,
+        )
+
     @property
     def step(self) -> Step:
         """Where the rollout stands."""
@@ -123,6 +164,14 @@ class Governed:
         after = replace(Governed.begin(self.tenant, policy, self.ladder.rung, self.held), last=self.last)
         names = (f"v{self.policy.version}", f"v{policy.version}")
         return after, after._change(minute, "policy", *names, "the file changed", BY_ITSELF)
+
+    def begun(self, minute: int) -> Change:
+        """For the audit trail: the first policy of a tenant."""
+        return self._change(minute, "policy", "none", f"v{self.policy.version}", "a file names the tenant", BY_ITSELF)
+
+    def ended(self, minute: int) -> Change:
+        """For the audit trail: the tenant has no policy any more."""
+        return self._change(minute, "policy", f"v{self.policy.version}", "none", "no file names it", BY_ITSELF)
 
     def minute(
         self, minute: int, told: Mapping[str, HealthMinute], hosts: Collection[str]
@@ -299,6 +348,29 @@ class Governed:
         return Change(
             minute, self.tenant, what, before, after, why, by, *figures, self.policy.version, self.policy.dry_run
         )
+
+
+class Standing(Packet):
+    """What of one tenant outlives a restart of the broker. before: means of the blocks in shadow, by step."""
+
+    tenant: Name
+    digest: Hash
+    rung: Annotated[int, Field(ge=-1, le=6)]
+    at: Annotated[int, Field(ge=0, le=16)]
+    held: Annotated[str, Field(max_length=1000)]
+    before: Annotated[list[Annotated[list[float], Field(max_length=1000)]], Field(max_length=16)]
+
+
+def policy_from(data: bytes, *, toml: bool = False) -> Policy:
+    """A policy from its file, JSON or TOML, that can be carried out; PacketError (a ValueError) says why not."""
+    if toml and len(data) <= MAX_LINE_BYTES:
+        try:
+            data = json.dumps(tomllib.loads(data.decode())).encode()
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise PacketError(f"no TOML of numbers and texts: {error}") from None
+    policy = parse(data, Policy)  # and refuses what is too long
+    check(policy)
+    return policy
 
 
 def shares_of(policy: Policy, spread: float) -> list[float]:
