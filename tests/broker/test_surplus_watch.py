@@ -217,6 +217,16 @@ def test_orders_are_on_disk_before_they_are_answered_and_outlive_a_restart(tmp_p
     assert third.stage is Stage.CANARY
 
 
+def test_no_two_lines_of_the_trail_have_one_time(tmp_path: Path) -> None:
+    site = Site(tmp_path, policy())
+    site.go(1)
+    for what, to in (("kill", ""), ("release", ""), ("kill", ""), ("rung", "R6"), ("rung", "R1")):
+        site.order(what, to)
+    times = [at for at, _ in site.rows.changes]
+    assert len(times) == 7
+    assert times == sorted(set(times))
+
+
 def test_orders_that_cannot_be_carried_out_say_why(tmp_path: Path) -> None:
     site = Site(tmp_path, policy(rollout={"stage": "canary", "soak_minutes": 240}))
     site.go(1)

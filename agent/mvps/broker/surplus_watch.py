@@ -124,6 +124,7 @@ class SurplusWatch:
         self._by_tenant: dict[str, Policy] = {}
         self._policies_due_ns = 0
         self._decided = 0
+        self._stamped = 0
         self._lock = asyncio.Lock()
         self.health: Counter[str] = Counter(taken=0, late=0, **dict.fromkeys(REFUSED, 0))
         self.minutes: Counter[str] = Counter(decided=0, skipped=0, failed=0)
@@ -174,7 +175,7 @@ class SurplusWatch:
         """Carry out an order; OrderError if that cannot be."""
         async with self._lock:
             changes = await asyncio.to_thread(self._order, order)
-            rows = [ChangeRow(self._clock(), change) for change in changes]
+            rows = [ChangeRow(self._stamp(), change) for change in changes]
         self._on_rows(Rows([], [], rows, []))
         return changes
 
@@ -325,7 +326,12 @@ class SurplusWatch:
     def _note(self, changes: Sequence[Change], rows: Rows) -> None:
         for change in changes:
             self.changes[change.what] += 1
-            rows.changes.append(ChangeRow(self._clock(), change))
+            rows.changes.append(ChangeRow(self._stamp(), change))
+
+    def _stamp(self) -> int:
+        """Time of a change: later than that of the one before it, as the trail's rows are told apart by it."""
+        self._stamped = max(self._clock(), self._stamped + 1)
+        return self._stamped
 
     def _order(self, order: Order) -> list[Change]:
         tenant = self._tenants.get(order.tenant)
