@@ -16,7 +16,7 @@ from mvps.broker.surplus_watch import MAX_FLEET_TENANTS, Order, OrderError, Rows
 from mvps.surplus import sealed_health
 from mvps.surplus.governance import Change
 from mvps.surplus.minutes import MAX_TENANTS, MINUTE_NS
-from mvps.surplus.packets import HealthMinute, Stage, render
+from mvps.surplus.packets import HealthMinute, Policy, Stage, parse, render
 from mvps.surplus.policy import Rung
 from mvps.v1 import snapshot_pb2 as pb
 
@@ -215,6 +215,36 @@ def test_orders_are_on_disk_before_they_are_answered_and_outlive_a_restart(tmp_p
     third.order("release")
     third.go(240)
     assert third.stage is Stage.CANARY
+
+
+def test_a_host_is_handed_the_policies_of_its_tenants_as_they_stand(tmp_path: Path) -> None:
+    site = Site(tmp_path, policy(), policy(tenant="other"))
+    assert site.watch.handed("h1") == b""
+    site.go(1)
+    site.go(1, hosts=("h1",), tenant="other")
+    before = site.watch.serial
+    both = [parse(line, Policy) for line in site.watch.handed("h1").split(b"\n")]
+    assert [(one.issue.tenant, one.issue.host) for one in both if one.issue] == [("acme", "h1"), ("other", "h1")]
+    assert all(one.dry_run for one in both), "in shadow"
+    assert site.watch.handed("h2").count(b"\n") == 0
+    assert site.watch.handed("h9") == b""
+    site.order("stage", "full")
+    assert site.watch.serial > before
+    (one,) = [parse(line, Policy) for line in site.watch.handed("h2").split(b"\n")]
+    assert not one.dry_run
+    site.order("kill")
+    (one,) = [parse(line, Policy) for line in site.watch.handed("h2").split(b"\n")]
+    assert one.dry_run
+
+
+def test_more_policies_than_one_answer_carries_are_counted(tmp_path: Path) -> None:
+    long = policy(tenants=[f"tenant-{number:050}" for number in range(40)])
+    site = Site(tmp_path, long)
+    for tenant in long.members[:MAX_TENANTS]:
+        site.watch.put("h1", body(health(FIRST, tenant)))
+    site.look(60)
+    assert 0 < site.watch.handed("h1").count(b"\n") < MAX_TENANTS
+    assert site.watch.unhanded == 1
 
 
 def test_no_two_lines_of_the_trail_have_one_time(tmp_path: Path) -> None:

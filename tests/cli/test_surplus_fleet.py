@@ -50,7 +50,7 @@ class Fleet:
         self.broker = self.embedded.broker
         self.now_ns = time.time_ns()
         self.broker.surplus_watch._clock = lambda: self.now_ns
-        self.engines = {name: Engines(SECOND, 4, lambda: self.now_ns) for name in HOSTS}
+        self.engines = {name: Engines(SECOND, 4, lambda: self.now_ns, host=name, policy="apply") for name in HOSTS}
         self.hosts = {name: Host(site, name) for name in HOSTS}
         self.links = {name: StreamClient(self.embedded.address, name, host.acks()) for name, host in self.hosts.items()}
         for link in self.links.values():
@@ -74,6 +74,18 @@ class Fleet:
         closed = self.now_ns // MINUTE_NS - 1
         self.now_ns += 10 * SECOND
         until(lambda: [view.last.minute for view in self.broker.surplus_watch.views if view.last] == [closed])
+
+    def speak(self) -> None:
+        """Every host sends a snapshot, whose answer tells it what the broker wants it to know."""
+        for name, link in self.links.items():
+            made = snapshot(name)
+            link.submit(self.hosts[name].seal(made, tick=made.tick))
+
+    def applied(self) -> list[str]:
+        """Hosts on which a policy bounds what engines are told."""
+        for name, engines in self.engines.items():
+            engines.hand(self.links[name].policies)
+        return [name for name, engines in self.engines.items() if engines.status().applied]
 
     def stop(self) -> None:
         for link in self.links.values():
@@ -127,10 +139,18 @@ def test_from_engines_to_what_an_operator_reads_and_orders(fleet: Fleet, asked: 
     code, said = asked("order", "acme", "stage", "canary", "--by", "kim", "--why", "small", operator=True)
     assert code == exits.OK
     code, shown = asked("fleet", "--json")
-    assert len(shown["tenants"][0]["policy"]["slice"]) == 1
+    inside = shown["tenants"][0]["policy"]["slice"]
+    assert len(inside) == 1
+    # It reaches the host of the slice under the broker's seal, with the answer to its next snapshot; so does the end.
+    assert fleet.applied() == []
+    fleet.speak()
+    until(lambda: fleet.applied() == inside)
     code, said = asked(*kill, operator=True)
     assert code == exits.OK
     assert "shadow, held" in said
+    fleet.speak()
+    until(lambda: fleet.applied() == [])
+    assert all(not engines.status().refused for engines in fleet.engines.values())
     code, said = asked("fleet")
     assert code == exits.FOUND
     assert "! acme: its policy is in force nowhere until it is released: killed by kim: answers loop" in said

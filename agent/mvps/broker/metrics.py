@@ -287,6 +287,9 @@ def _surplus(state: stream_pb2.SurplusState) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "mvps_surplus_policies_refused", "Files of policies that do not count.", len(state.refused_policies)
     )
+    yield CounterMetricFamily(
+        "mvps_surplus_unhanded", "Times a host had more policies than one answer carries.", value=state.unhanded
+    )
     yield GaugeMetricFamily("mvps_surplus_failing", "1 while rungs and stages are not kept.", bool(state.keep_error))
 
 

@@ -64,6 +64,8 @@ from mvps.trust.tls import ServerTls, TlsError
 from mvps.v1 import stream_pb2 as pb
 
 _HISTORY_DEFAULT: Final = 100
+# Of policies in one answer, all its vantages together, but for the last one; the others wait for their next.
+_HANDED_BYTES: Final = 256 * 1024
 _HISTORY_MESSAGE_BYTES: Final = 3 * 1024 * 1024
 
 
@@ -306,7 +308,7 @@ class Broker:
                     del self._connected[name]
 
     async def _answer(self, context: Context, stream: int, peer: str, names: set[str]) -> None:
-        sealers = _AckSealers(self._watch.epochs)
+        sealers = _AckSealers(self._watch.epochs, self.surplus_watch)
         nonce = b""
         passed_on = -1  # newest epoch this sender knows or was told of
         deadline = asyncio.get_running_loop().time() + self.settings.first_item_timeout_s
@@ -603,16 +605,22 @@ class Broker:
 
 
 class _AckSealers:
-    """Seals the answers of one stream: one seal for each vantage and epoch of a batch."""
+    """Seals the answers of one stream: one seal for each vantage and epoch of a batch.
 
-    def __init__(self, epochs: Epochs) -> None:
+    What a host is to know of its tenants' policies goes along under its seal, once on every stream after each change.
+    """
+
+    def __init__(self, epochs: Epochs, surplus: SurplusWatch) -> None:
         self._epochs = epochs
+        self._surplus = surplus
+        self._handed: dict[str, int] = {}  # vantage -> serial of what it was told last
         self._counter = StreamCounter()
         self._sealers: dict[tuple[str, int], tuple[SealingKey, Sealer]] = {}
 
     def seal(self, batch: Batch) -> pb.AckBatch:
         """The answer to a batch. Without the part of a vantage that was revoked since it was judged."""
         answer = pb.AckBatch()
+        room = _HANDED_BYTES
         for vantage_id, epoch_id, acks in batch.acks():
             try:
                 key = self._epochs.sealing_key(vantage_id, epoch_id, Purpose.CONTROL)
@@ -624,9 +632,22 @@ class _AckSealers:
                     self._sealers.clear()
                 held = (key, Sealer(key, vantage_id, Purpose.CONTROL, self._counter, epoch_id=epoch_id))
                 self._sealers[vantage_id, epoch_id] = held
-            header, body, tag = held[1].seal(acks, tick=0, lane=Lane.LIVE)
+            policies = self._policies(vantage_id) if room > 0 else b""
+            room -= len(policies)
+            header, body, tag = held[1].seal(acks + policies, tick=0, lane=Lane.LIVE)
             answer.sealed.add(header=header, body=body, tag=tag)
         return answer
+
+    def _policies(self, vantage_id: str) -> bytes:
+        """Another part of a serialised Acks."""
+        serial = self._surplus.serial
+        if serial == self._handed.get(vantage_id, 0):
+            return b""
+        if len(self._handed) >= limits.MAX_BATCH_ITEMS:
+            self._handed.clear()
+        self._handed[vantage_id] = serial
+        handed = self._surplus.handed(vantage_id)
+        return pb.Acks(policies=handed).SerializeToString() if handed else b""
 
 
 def _open_history(settings: BrokerSettings) -> History | None:

@@ -36,6 +36,7 @@ def surplus_state(watch: SurplusWatch) -> pb.SurplusState:
         refused_policies=watch.refused_policies,
         error=watch.error,
         keep_error=watch.keep_error,
+        unhanded=watch.unhanded,
     )
 
 

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal, NamedTuple
 
@@ -31,7 +32,7 @@ from mvps.surplus.fleet_health import TenantMinute, combine, limits_of
 from mvps.surplus.governance import Change, Governed, Standing
 from mvps.surplus.indicators import Band
 from mvps.surplus.minutes import MAX_TENANTS, MINUTE_NS, SILENT_MINUTES
-from mvps.surplus.packets import HealthMinute, Packet, Policy, Stage, Thresholds, digest, render
+from mvps.surplus.packets import MAX_LINE_BYTES, HealthMinute, Packet, Policy, Stage, Thresholds, digest, render
 from mvps.surplus.policy import Rung
 from mvps.trust import durable, gate
 from mvps.v1 import snapshot_pb2 as pb
@@ -44,6 +45,7 @@ _LOOK_S: Final = 1.0
 _READ_POLICIES_NS: Final = 10 * 10**9
 _MAX_BEHIND: Final = 10  # minutes that are made up for; beyond them they are skipped and counted
 _MAX_FILE_BYTES: Final = 16 << 20
+_MOST_HANDED_BYTES: Final = 60 * 1024
 _NAME_BYTES: Final = sealed_health.NAME.encode()
 
 
@@ -101,8 +103,8 @@ class SurplusWatch:
     settings: None watches nothing. on_rows: called in the event loop with what there is to keep. keep: file of what
     outlives a restart. clock: ns since the Unix epoch. ``health``: minutes of hosts by what became of them: "taken", of
     these "late", and the causes of ``REFUSED``. ``minutes``: of tenants: "decided", "skipped" because the clock jumped
-    or the broker was busy, "failed" by a defect, which ``error`` names. ``keep_error``: "" or why the file is not used
-    or not written.
+    or the broker was busy, "failed" by a defect, which ``error`` names. ``unhanded``: times that a host had more
+    policies than one answer carries. ``keep_error``: "" or why the file is not used or not written.
     """
 
     def __init__(
@@ -132,6 +134,9 @@ class SurplusWatch:
         self.error = ""
         self.keep_error = ""
         self.views: tuple[TenantView, ...] = ()
+        self._of_host: dict[str, list[TenantView]] = {}
+        self.serial = 0
+        self.unhanded = 0
         if settings is not None and keep is not None:
             self._load(keep)
 
@@ -179,6 +184,25 @@ class SurplusWatch:
         self._on_rows(Rows([], [], rows, []))
         return changes
 
+    def handed(self, vantage_id: str) -> bytes:
+        """Policies of one host's tenants as they stand: lines of policy.v1; b"" where it has none.
+
+        ``serial`` says when to ask again: after every minute that was decided, and after every order.
+        """
+        now = datetime.fromtimestamp(self._clock() // 10**9, UTC)
+        lines: list[bytes] = []
+        size = 0
+        for view in self._of_host.get(vantage_id, ()):
+            if view.governed is None:
+                continue
+            line = render(view.governed.issue(vantage_id, view.hosts, now))
+            size += len(line) + 1
+            if len(line) > MAX_LINE_BYTES or len(lines) == MAX_TENANTS or size > _MOST_HANDED_BYTES:
+                self.unhanded += 1
+                break
+            lines.append(line)
+        return b"\n".join(lines)
+
     # ---- in the thread, one pass at a time
 
     def _look(self, pending: Sequence[tuple[str, bytes, int]], now_ns: int) -> Rows:
@@ -208,6 +232,7 @@ class SurplusWatch:
         if rows.changes or rows.tenants:
             self._save()
         self._show()
+        self.serial += bool(rows.changes or rows.tenants)
         return rows
 
     def _due(self, now_ns: int) -> int:
@@ -357,6 +382,7 @@ class SurplusWatch:
         self.changes.update(change.what for change in changes)
         self._save()
         self._show()
+        self.serial += 1
         return changes
 
     def _show(self) -> None:
@@ -364,6 +390,11 @@ class SurplusWatch:
             TenantView(name, one.last, one.governed, tuple(sorted(one.hosts)))
             for name, one in sorted(self._tenants.items())
         )
+        of_host: dict[str, list[TenantView]] = {}
+        for view in self.views:
+            for host in view.hosts if view.governed else ():
+                of_host.setdefault(host, []).append(view)
+        self._of_host = of_host
 
     # ---- on disk
 

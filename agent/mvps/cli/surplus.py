@@ -116,7 +116,8 @@ def _status(arguments: argparse.Namespace) -> int:
     answer = _asked(arguments)
     if arguments.json:
         document = MessageToDict(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-        print(json.dumps(document | {"health": [json.loads(line) for line in answer.health]}, indent=2))
+        lines = {"health": answer.health, "policies": answer.policies}
+        print(json.dumps(document | {name: [json.loads(line) for line in of] for name, of in lines.items()}, indent=2))
         return _code(answer.tenants)
     if not answer.engines and not answer.tenants:
         print("no engine has connected to this agent")
@@ -129,9 +130,26 @@ def _status(arguments: argparse.Namespace) -> int:
     if answer.tenants:
         heads = ("tenant", "state", "lambda", "nats a token", "spread", "looks ahead", "alerts")
         print(_indent(view.table([heads, *(_tenant_row(one) for one in answer.tenants)])))
+    for line in answer.policies:
+        print(_policy_line(json.loads(line), answer))
     print("pressure: " + (_named(answer.pressure, ".2f") or "not known"))
     print("refused: " + (_named(answer.refused, "d") or "nothing"))
     return _code(answer.tenants)
+
+
+def _policy_line(policy: dict[str, Any], answer: SurplusStatusResponse) -> str:
+    """One line for a policy that a broker handed to this host."""
+    issue = policy["issue"]
+    tenant = issue["tenant"]
+    rung = f"R{issue['rung']}" if issue["rung"] >= 0 else "no rung"
+    if tenant in answer.applied:
+        use = "applied: it bounds what engines are told"
+    elif answer.policy == "apply" and policy["dry_run"]:
+        use = "not applied: a dry run, or not in force on this host"
+    else:
+        use = f"shown only ([engines] policy = {answer.policy})"
+    asks = f"; asks for {', '.join(issue['actions'])}" if issue["actions"] else ""
+    return f"policy of {tenant}: v{policy['version']}, {issue['stage']}, {rung}; {use}{asks}"
 
 
 def _engine_row(one: EngineState) -> tuple[str, ...]:
