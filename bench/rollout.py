@@ -4,8 +4,8 @@
 Hosts have levels of their own (sd .05) and a common course (AR(1), phi .98, sd .1) that cancels within each minute;
 what is left of each host is AR(1) with sd .1. A day in shadow is compared with a day on which the slice is worse by so
 much. Nominal are 1 % sent back for nothing and 5 % advanced although worse by the margin, .05 of Xi; the bar is twice
-that, up to phi .9. Beyond it blocks of an hour are not independent, and the shares are reported without a bar. With 2000
-looks a share of .05 is known to about .01.
+that, up to phi .9. Beyond it blocks of an hour are not independent, and the shares are reported without a bar. With
+2000 looks a share of .05 is known to about .01.
 """
 
 from __future__ import annotations

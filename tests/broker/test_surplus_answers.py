@@ -27,7 +27,7 @@ HOSTS = ("a", "b", "c")
 def shown(governed: Governed | None, **changed: object) -> pb.SurplusTenant:
     watch = SurplusWatch(SurplusSettings.model_validate({}))
     last = governed.last if governed else None
-    watch.views = (TenantView("acme", last, governed, HOSTS),)
+    watch.views = (TenantView("acme", last, governed, HOSTS, governed.inside(HOSTS) if governed else frozenset()),)
     state = surplus_state(watch)
     assert state.on
     return state.tenants[0]

@@ -12,7 +12,15 @@ import pytest
 from tests.surplus.health_sample import health, policy
 
 from mvps.broker.surplus_settings import SurplusSettings
-from mvps.broker.surplus_watch import MAX_FLEET_TENANTS, Order, OrderError, Rows, SurplusWatch, TenantView
+from mvps.broker.surplus_watch import (
+    MAX_FLEET_TENANTS,
+    MAX_PENDING_BYTES,
+    Order,
+    OrderError,
+    Rows,
+    SurplusWatch,
+    TenantView,
+)
 from mvps.surplus import sealed_health
 from mvps.surplus.governance import Change
 from mvps.surplus.minutes import MAX_TENANTS, MINUTE_NS
@@ -73,7 +81,8 @@ class Site:
             self.look()
 
     def order(self, what: str, to: str = "", tenant: str = "acme") -> list[Change]:
-        return asyncio.run(self.watch.order(Order(tenant, what, to, "kim", "a drill")))
+        rows = asyncio.run(self.watch.order(Order(tenant, what, to, "kim", "a drill")))
+        return [row.change for row in rows]
 
     @property
     def view(self) -> TenantView:
@@ -149,6 +158,7 @@ def test_what_is_refused_is_counted_by_cause_and_touches_nothing_else(tmp_path: 
         "taken": 1 + MAX_TENANTS,
         "tenants": 40 - MAX_TENANTS,
     }
+    site.look(10)
     assert [view.tenant for view in site.watch.views][:2] == ["acme", "t0"]
 
 
@@ -268,6 +278,9 @@ def test_orders_that_cannot_be_carried_out_say_why(tmp_path: Path) -> None:
     ):
         with pytest.raises(OrderError, match=words):
             site.order(what, to)
+    for who, why in (("k" * 101, "x"), ("kim", "a\x1b[2J"), ("kim", "x" * 501), ("", "x"), ("kim", " ")):
+        with pytest.raises(OrderError):
+            asyncio.run(site.watch.order(Order("acme", "kill", "", who, why)))
     assert site.order("release") == []
     assert [one.after for one in site.order("stage", "canary")] == ["canary"]
     assert [one.after for one in site.order("rung", "none")] == []
@@ -312,3 +325,31 @@ def test_a_defect_in_one_tenant_is_counted_and_the_others_go_on(
     site.go(1)
     assert site.watch.minutes == {"decided": 1, "skipped": 0, "failed": 1}
     assert "other: its minute could not be decided: ZeroDivisionError('seven')" in site.watch.error
+
+
+def test_snapshots_that_wait_take_so_much_room_and_no_more(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    large = bytes(MAX_PENDING_BYTES // 4)
+    for _ in range(5):
+        site.watch.put("h1", large)
+    assert site.watch.health["overflow"] == 1
+
+
+def test_what_was_changed_is_kept_when_the_broker_stops_meanwhile(tmp_path: Path) -> None:
+    site = Site(tmp_path, policy())
+    site.go(1)
+
+    async def interrupted() -> None:
+        site.watch.put("h1", body(health(site.minute)))
+        site.now_ns = (site.minute + 1) * MINUTE_NS + 15 * SECOND
+        for work in (site.watch.look(), site.watch.order(Order("acme", "kill", "", "kim", "a drill"))):
+            task = asyncio.ensure_future(work)
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(interrupted())
+    assert site.watch.minutes["decided"] == 2
+    assert len(site.rows.tenants) == 2
+    assert site.trail[-1][0] == "stage"

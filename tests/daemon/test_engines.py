@@ -378,7 +378,7 @@ def handed(clock: Clock, host: str = "gpu-1", tenant: str = "acme", minutes: int
     if minutes:
         governed, _ = governed.ordered_stage(minutes, Stage.FULL, "kim", "a drill")
     now = datetime.fromtimestamp(clock.now / 1e9, UTC)
-    return render(governed.issue(host, hosts, now))
+    return render(governed.issue(host, host in governed.inside(hosts), now))
 
 
 CONTROL = {"lam_min": 0.9, "lam_max": 1.0, "kl_green": 0.003, "kl_caution": 0.003, "kl_action": 0.002,

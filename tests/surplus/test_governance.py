@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.surplus.health_sample import health, policy
 
-from mvps.surplus.governance import BY_ITSELF, LASTS, Change, Governed, check, shares_of
+from mvps.surplus.governance import BY_ITSELF, LASTS, Change, Governed, Standing, check, shares_of
 from mvps.surplus.packets import HealthMinute, Policy, Stage, parse, render
 from mvps.surplus.policy import Rung
 from mvps.surplus.rollout import BLOCK_MINUTES
@@ -37,6 +37,10 @@ def walk(
         governed, more = governed.minute(minute, said, HOSTS)
         changes += more
     return governed, changes
+
+
+def handed(governed: Governed, host: str) -> Policy:
+    return governed.issue(host, host in governed.inside(HOSTS), NOW)
 
 
 def stages(changes: list[Change]) -> list[str]:
@@ -125,7 +129,7 @@ def test_kill_holds_until_it_is_released() -> None:
     assert [(one.what, one.before, one.after, one.by) for one in changes] == [
         ("stage", "gradual 50%", "shadow, held", "kim")
     ]
-    assert all(governed.issue(host, HOSTS, NOW).dry_run for host in HOSTS)
+    assert all(handed(governed, host).dry_run for host in HOSTS)
     with pytest.raises(ValueError, match="release it first"):
         governed.ordered_stage(601, Stage.CANARY, "kim", "again")
     for order in (governed.killed, governed.released):
@@ -144,6 +148,31 @@ def test_a_policy_can_be_killed_in_its_file() -> None:
         governed.released(500, "kim", "go on")
 
 
+def test_a_policy_that_is_no_longer_killed_in_its_file_begins_again() -> None:
+    killed = policy(rollout={"stage": "full", "killed": True, "soak_minutes": 240})
+    governed, _ = walk(Governed.begin("acme", killed), 10)
+    again, _ = governed.under(policy(version=2), 10)
+    assert (governed.held, again.held) == ("killed in the policy", "")
+    assert Governed.restored(policy(version=2), governed.standing).held == ""
+
+
+def test_a_stage_that_was_ordered_without_a_shadow_has_nothing_to_be_compared_with() -> None:
+    governed, _ = Governed.begin("acme", policy()).ordered_stage(0, Stage.CANARY, "kim", "at once")
+    governed, changes = walk(governed, 1000)
+    assert changes == []
+    assert "too short in shadow" in governed.waiting
+
+
+def test_what_outlives_a_restart_goes_on_where_it_was() -> None:
+    governed, _ = walk(Governed.begin("acme", policy()), 300)
+    standing = parse(render(governed.standing), Standing)
+    again = Governed.restored(policy(), standing)
+    assert (again.at, again.ladder.rung, again.soaked) == (1, governed.ladder.rung, 0)
+    assert stages(walk(again, 240, None, 300)[1]) == ["gradual 50%"]
+    assert Governed.restored(policy(version=2), standing).at == 0
+    assert Governed.restored(policy(), standing.model_copy(update={"at": 9})).at == 0
+
+
 def test_r5_and_r6_take_an_operator_and_r6_takes_the_policy_back() -> None:
     governed, _ = walk(Governed.begin("acme", policy()), 300)
     governed, changes = walk(governed, 300, told(*HOSTS), 300)
@@ -152,7 +181,7 @@ def test_r5_and_r6_take_an_operator_and_r6_takes_the_policy_back() -> None:
     assert governed.ladder.proposed is Rung.SUSPEND
     governed, changes = governed.ordered_rung(600, Rung.SUSPEND, "kim", "BH-2 for hours")
     assert [(one.what, one.after, one.by) for one in changes] == [("rung", "SUSPEND", "kim")]
-    assert governed.issue("host-1", HOSTS, NOW).caps.qps == 0.0
+    assert handed(governed, "host-1").caps.qps == 0.0
     governed, changes = governed.ordered_rung(601, Rung.FULL_ROLLBACK, "kim", "the release")
     assert [one.what for one in changes] == ["rung", "stage"]
     assert governed.held.startswith("R6 by kim")
@@ -162,37 +191,41 @@ def test_what_a_host_is_handed_holds_for_it_alone_and_not_for_long() -> None:
     governed, _ = walk(Governed.begin("acme", policy()), 241)
     inside = governed.inside(HOSTS)
     for host in HOSTS:
-        handed = parse(render(governed.issue(host, HOSTS, NOW)), Policy)
-        assert handed.issue is not None
-        assert (handed.issue.host, handed.issue.in_slice, handed.dry_run) == (host, host in inside, host not in inside)
-        assert handed.issue.expires_at == NOW + LASTS
-        assert handed.caps == policy().caps
-        assert handed.issue.shares == pytest.approx([0.8, 0.1, 0.1])
-        assert handed.issue.actions == []
+        told_it = parse(render(handed(governed, host)), Policy)
+        assert told_it.issue is not None
+        assert (told_it.issue.host, told_it.issue.in_slice, told_it.dry_run) == (
+            host,
+            host in inside,
+            host not in inside,
+        )
+        assert told_it.issue.expires_at == NOW + LASTS
+        assert told_it.caps == policy().caps
+        assert told_it.issue.shares == pytest.approx([0.8, 0.1, 0.1])
+        assert told_it.issue.actions == []
 
 
 def test_caps_shares_and_costs_follow_the_rung() -> None:
     governed, _ = walk(Governed.begin("acme", policy()), 10)
     governed, _ = governed.ordered_rung(10, Rung.ROUTE_AND_THROTTLE, "kim", "try it")
-    handed = governed.issue("host-1", HOSTS, NOW)
-    assert handed.issue is not None
-    assert (handed.caps.qps, handed.caps.tool_per_min) == (pytest.approx(21.0), 40.0)
-    p = [share for share in handed.issue.shares if share > 0.0]
+    told_it = handed(governed, "host-1")
+    assert told_it.issue is not None
+    assert (told_it.caps.qps, told_it.caps.tool_per_min) == (pytest.approx(21.0), 40.0)
+    p = [share for share in told_it.issue.shares if share > 0.0]
     assert -sum(x * math.log(x) for x in p) / math.log(3) >= 0.9 - 1e-9
-    assert handed.issue.handoff_cost == pytest.approx(0.2 * (1.0 + 3.0 * 0.2))
-    assert handed.issue.actions[-1] == "lower_request_rate"
+    assert told_it.issue.handoff_cost == pytest.approx(0.2 * (1.0 + 3.0 * 0.2))
+    assert told_it.issue.actions[-1] == "lower_request_rate"
     governed, _ = governed.ordered_rung(11, Rung.DEGRADE, "kim", "try it")
-    assert governed.issue("host-1", HOSTS, NOW).caps.tool_per_min == 0.0
+    assert handed(governed, "host-1").caps.tool_per_min == 0.0
 
 
 def test_a_narrow_tenant_explores_and_spreads_before_any_rung() -> None:
     governed, _ = walk(Governed.begin("acme", policy()), 2, told(SSE=0.3))
-    issue = governed.issue("host-1", HOSTS, NOW).issue
+    issue = handed(governed, "host-1").issue
     assert issue is not None
     assert issue.exploration == 0.15
     assert issue.shares[0] < 0.7
     unknown, _ = walk(Governed.begin("acme", policy()), 2, told(SSE=None))
-    issue = unknown.issue("host-1", HOSTS, NOW).issue
+    issue = handed(unknown, "host-1").issue
     assert issue is not None
     assert (issue.exploration, issue.shares) == (0.0, pytest.approx([0.8, 0.1, 0.1]))
 
@@ -202,7 +235,7 @@ def test_a_dry_run_moves_and_nothing_is_in_force() -> None:
     governed, changes = walk(Governed.begin("acme", dry), 30, told(*HOSTS))
     assert governed.ladder.rung is Rung.HUMAN_TAKEOVER
     assert all(change.dry_run for change in changes)
-    assert all(governed.issue(host, HOSTS, NOW).dry_run for host in HOSTS)
+    assert all(handed(governed, host).dry_run for host in HOSTS)
 
 
 def test_policies_that_cannot_be_carried_out_are_refused() -> None:
@@ -210,7 +243,7 @@ def test_policies_that_cannot_be_carried_out_are_refused() -> None:
     with pytest.raises(ValueError, match="dry run stays in shadow"):
         check(policy(dry_run=True))
     with pytest.raises(ValueError, match="leave it away"):
-        check(Governed.begin("acme", policy()).issue("host-1", HOSTS, NOW))
+        check(handed(Governed.begin("acme", policy()), "host-1"))
 
 
 def test_shares_within_the_rounding_of_their_sum() -> None:
@@ -242,7 +275,7 @@ def test_the_audit_trail_is_whole_and_a_held_policy_is_in_force_nowhere(course: 
                 stage = change.after.removesuffix(", held")
         assert rung == governed.ladder.rung.name
         if governed.held:
-            assert governed.issue("host-1", HOSTS, NOW).dry_run
+            assert handed(governed, "host-1").dry_run
             assert not governed.inside(HOSTS)
 
 

@@ -47,8 +47,8 @@ from mvps.broker.state import FleetState, without_baselines
 from mvps.broker.store import NOTHING, CounterKey, Store
 from mvps.broker.surplus_answers import changes, surplus_state
 from mvps.broker.surplus_settings import SurplusSettings
-from mvps.broker.surplus_tables import ChangeRow, IncidentRow
-from mvps.broker.surplus_watch import Order, Rows, SurplusWatch
+from mvps.broker.surplus_tables import IncidentRow
+from mvps.broker.surplus_watch import Order, Rows, SurplusWatch, check_words
 from mvps.broker.tables import StoreError
 from mvps.broker.ticks import Ticks
 from mvps.limiter.flows import Flows
@@ -560,7 +560,7 @@ class Broker:
         made = await self.surplus_watch.order(
             Order(request.tenant, request.what, request.to, request.who.strip(), request.why.strip())
         )
-        return pb.OrderSurplusResponse(changes=changes(ChangeRow(time.time_ns(), one) for one in made))
+        return pb.OrderSurplusResponse(changes=changes(made))
 
     def record_incident(self, request: pb.RecordIncidentRequest) -> pb.RecordIncidentResponse:
         """Answer to RecordIncident; ValueError if it is none."""
@@ -569,6 +569,7 @@ class Broker:
         who = request.who.strip()
         if not who:
             raise ValueError("an incident needs the name of who records it")
+        check_words(who, "")
         self._history.put_incident(IncidentRow(time.time_ns(), parse(request.incident, Incident), who))
         return pb.RecordIncidentResponse()
 

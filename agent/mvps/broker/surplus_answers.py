@@ -53,11 +53,11 @@ def _tenant(view: TenantView) -> pb.SurplusTenant:
         if math.isfinite(health.ssi_score):
             state.ssi_star_score = health.ssi_score
     if view.governed is not None:
-        state.policy.CopyFrom(_policy(view.governed, view.hosts))
+        state.policy.CopyFrom(_policy(view.governed, view.inside))
     return state
 
 
-def _policy(governed: Governed, hosts: Iterable[str]) -> pb.SurplusPolicy:
+def _policy(governed: Governed, inside: Iterable[str]) -> pb.SurplusPolicy:
     policy, ladder, step = governed.policy, governed.ladder, governed.step
     message = pb.SurplusPolicy(
         name=policy.tenant,
@@ -68,7 +68,7 @@ def _policy(governed: Governed, hosts: Iterable[str]) -> pb.SurplusPolicy:
         proposed="" if ladder.proposed is None else f"R{int(ladder.proposed)}",
         stage=step.stage.value,
         share=step.share,
-        slice=sorted(governed.inside(frozenset(hosts)))[:_MOST_SLICE],
+        slice=sorted(inside)[:_MOST_SLICE],
         soaked=governed.soaked,
         soak_minutes=policy.rollout.soak_minutes,
         held=governed.held,

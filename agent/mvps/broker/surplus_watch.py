@@ -38,7 +38,9 @@ from mvps.trust import durable, gate
 from mvps.v1 import snapshot_pb2 as pb
 
 MAX_FLEET_TENANTS: Final = 512
-MAX_PENDING: Final = 20_000
+MAX_WHO: Final = 100
+MAX_WHY: Final = 500
+MAX_PENDING_BYTES: Final = 64 << 20  # of snapshots that wait for the next look
 REFUSED: Final = ("malformed", "oversize", "ahead", "stale", "repeated", "tenants", "overflow")
 _AHEAD_NS: Final = 10 * 10**9
 _LOOK_S: Final = 1.0
@@ -73,12 +75,16 @@ class Rows(NamedTuple):
 
 
 class TenantView(NamedTuple):
-    """One tenant as it stands. last: its latest minute. governed: None without a policy. hosts: it has now."""
+    """One tenant as it stands. last: its latest minute. governed: None without a policy. hosts: it has now.
+
+    inside: those of them on which its policy is in force, but for a dry run.
+    """
 
     tenant: str
     last: TenantMinute | None
     governed: Governed | None
     hosts: tuple[str, ...]
+    inside: frozenset[str] = frozenset()
 
 
 class _Kept(Packet):
@@ -119,6 +125,7 @@ class SurplusWatch:
         self._keep = keep
         self._clock = clock
         self._pending: list[tuple[str, bytes, int]] = []
+        self._pending_bytes = 0
         self._told: dict[int, dict[str, dict[str, HealthMinute]]] = {}
         self._tenants: dict[str, _Tenant] = {}
         self._standing: dict[str, Standing] = {}
@@ -158,9 +165,10 @@ class SurplusWatch:
 
     def put(self, vantage_id: str, body: bytes) -> None:
         """One accepted snapshot that carries minutes."""
-        if len(self._pending) >= MAX_PENDING:
+        if self._pending_bytes + len(body) > MAX_PENDING_BYTES:
             self.health["overflow"] += 1
             return
+        self._pending_bytes += len(body)
         self._pending.append((vantage_id, body, self._clock()))
 
     async def run(self) -> None:
@@ -172,17 +180,25 @@ class SurplusWatch:
     async def look(self) -> None:
         """Take what came, and decide what is due."""
         async with self._lock:
-            pending, self._pending = self._pending, []
-            rows = await asyncio.to_thread(self._look, pending, self._clock())
-        self._on_rows(rows)
+            pending, self._pending, self._pending_bytes = self._pending, [], 0
+            work = asyncio.ensure_future(asyncio.to_thread(self._look, pending, self._clock()))
+            try:
+                await asyncio.shield(work)
+            finally:
+                # A broker that stops does not lose what was changed meanwhile.
+                self._on_rows(await work)
 
-    async def order(self, order: Order) -> list[Change]:
+    async def order(self, order: Order) -> list[ChangeRow]:
         """Carry out an order; OrderError if that cannot be."""
         async with self._lock:
-            changes = await asyncio.to_thread(self._order, order)
-            rows = [ChangeRow(self._stamp(), change) for change in changes]
-        self._on_rows(Rows([], [], rows, []))
-        return changes
+            work = asyncio.ensure_future(asyncio.to_thread(self._order, order))
+            try:
+                await asyncio.shield(work)
+            finally:
+                # Whoever ordered may be gone: what was changed is in the trail all the same.
+                rows = [ChangeRow(self._stamp(), change) for change in await work]
+                self._on_rows(Rows([], [], rows, []))
+        return rows
 
     def handed(self, vantage_id: str) -> bytes:
         """Policies of one host's tenants as they stand: lines of policy.v1; b"" where it has none.
@@ -195,7 +211,7 @@ class SurplusWatch:
         for view in self._of_host.get(vantage_id, ()):
             if view.governed is None:
                 continue
-            line = render(view.governed.issue(vantage_id, view.hosts, now))
+            line = render(view.governed.issue(vantage_id, vantage_id in view.inside, now))
             size += len(line) + 1
             if len(line) > MAX_LINE_BYTES or len(lines) == MAX_TENANTS or size > _MOST_HANDED_BYTES:
                 self.unhanded += 1
@@ -209,6 +225,7 @@ class SurplusWatch:
         rows = Rows([], [], [], [])
         if not self._decided:
             self._decided = self._due(now_ns)
+        before = self._decided
         if now_ns >= self._policies_due_ns or now_ns < self._policies_due_ns - _READ_POLICIES_NS:
             self._policies_due_ns = now_ns + _READ_POLICIES_NS
             self._read_policies(now_ns, rows)
@@ -231,8 +248,8 @@ class SurplusWatch:
         self._told = {minute: told for minute, told in self._told.items() if minute > self._decided}
         if rows.changes or rows.tenants:
             self._save()
-        self._show()
-        self.serial += bool(rows.changes or rows.tenants)
+        if rows.changes or self._decided != before:
+            self._show()
         return rows
 
     def _due(self, now_ns: int) -> int:
@@ -359,6 +376,7 @@ class SurplusWatch:
         return self._stamped
 
     def _order(self, order: Order) -> list[Change]:
+        check_words(order.who, order.why)
         tenant = self._tenants.get(order.tenant)
         governed = tenant.governed if tenant else None
         if tenant is None or governed is None:
@@ -382,12 +400,17 @@ class SurplusWatch:
         self.changes.update(change.what for change in changes)
         self._save()
         self._show()
-        self.serial += 1
         return changes
 
     def _show(self) -> None:
         self.views = tuple(
-            TenantView(name, one.last, one.governed, tuple(sorted(one.hosts)))
+            TenantView(
+                name,
+                one.last,
+                one.governed,
+                tuple(sorted(one.hosts)),
+                one.governed.inside(one.hosts) if one.governed else frozenset(),
+            )
             for name, one in sorted(self._tenants.items())
         )
         of_host: dict[str, list[TenantView]] = {}
@@ -395,6 +418,7 @@ class SurplusWatch:
             for host in view.hosts if view.governed else ():
                 of_host.setdefault(host, []).append(view)
         self._of_host = of_host
+        self.serial += 1
 
     # ---- on disk
 
@@ -425,6 +449,13 @@ class SurplusWatch:
 
 # Without a policy nobody said how many hosts may err.
 _NO_POLICY_OUTLIERS: Final = 1
+
+
+def check_words(who: str, why: str) -> None:
+    """OrderError unless a name and a reason can be kept and shown."""
+    for what, text, most in (("name", who, MAX_WHO), ("reason", why, MAX_WHY)):
+        if len(text) > most or not text.isprintable():
+            raise OrderError(f"a {what} is one line of at most {most} characters")
 
 
 def _rung(text: str) -> Rung:

@@ -73,6 +73,7 @@ LASTS: Final = timedelta(minutes=5)
 _SOFT_EXIT_MINUTES: Final = 5
 _UNKNOWN: Final = Health(math.nan, math.nan, math.nan, math.nan, Band.GREEN, False, False)
 BY_ITSELF: Final = "broker"
+_KILLED_IN_FILE: Final = "killed in the policy"
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,9 @@ class Governed:
     @classmethod
     def begin(cls, tenant: str, policy: Policy, rung: Rung = Rung.NONE, held: str = "") -> Governed:
         """In shadow. rung: it stands on, after a restart or under another version."""
-        killed = "killed in the policy" if policy.rollout.killed else ""
+        # What one version says of itself does not hold the next one.
+        held = "" if held == _KILLED_IN_FILE else held
+        killed = _KILLED_IN_FILE if policy.rollout.killed else ""
         return _fresh(cls(tenant, policy, _ladder(tenant, policy, rung), held=held or killed))
 
     @classmethod
@@ -139,7 +142,7 @@ class Governed:
     @property
     def standing(self) -> Standing:
         """What outlives a restart."""
-        before = [list(one.means) for one in self.before]
+        before = [[round(mean, 6) for mean in one.means] for one in self.before]
         return Standing(
             tenant=self.tenant,
             digest=digest(self.policy),
@@ -229,10 +232,12 @@ class Governed:
         """Those of the tenant's hosts on which the policy is in force, but for a dry run."""
         return slice_of(hosts, self.tenant, self.policy.version, self.step.share)
 
-    def issue(self, host: str, hosts: Collection[str], now: datetime) -> Policy:
-        """What one host is handed: the policy, with caps as the rung has them, and how things stand."""
+    def issue(self, host: str, inside: bool, now: datetime) -> Policy:
+        """What one host is handed: the policy, with caps as the rung has them, and how things stand.
+
+        inside: whether it is in the slice.
+        """
         policy, health, rung = self.policy, self.health, self.ladder.rung
-        inside = host in self.inside(hosts)
         star, fragility = (self.last.ssi_star, self.last.crp) if self.last else (math.nan, math.nan)
         stress = max((value for value in (star, fragility) if math.isfinite(value)), default=0.0)
         routing, control = policy.routing, policy.control
@@ -304,7 +309,10 @@ class Governed:
             if len(self.before[0].means) < least:
                 return replace(again, waiting="Xi was known on both sides in too few minutes of the soak"), None
             return _first(self._moved(minute, 1, "soaked without alert", BY_ITSELF))
-        found = compare(self.before[self.at - 1].means, self.now.means, self.policy.rollout.margin)
+        shadow = self.before[self.at - 1].means
+        if len(shadow) < LEAST_BLOCKS:
+            return replace(again, waiting="it was too short in shadow to be compared: order the stage"), None
+        found = compare(shadow, self.now.means, self.policy.rollout.margin)
         again = replace(again, comparison=found)
         if found.verdict is Verdict.WORSE:
             why = f"the slice is worse by {found.change:.3f} of Xi (at least {found.low:.3f})"
