@@ -353,3 +353,30 @@ def test_what_was_changed_is_kept_when_the_broker_stops_meanwhile(tmp_path: Path
     assert site.watch.minutes["decided"] == 2
     assert len(site.rows.tenants) == 2
     assert site.trail[-1][0] == "stage"
+
+
+def test_a_defect_in_a_look_is_counted_and_the_next_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(tmp_path)
+    monkeypatch.setattr("mvps.broker.surplus_watch._LOOK_S", 0.001)
+    looked = site.watch._look
+
+    async def some_looks() -> None:
+        def broken(*_: object) -> Rows:
+            monkeypatch.setattr(site.watch, "_look", looked)
+            raise ZeroDivisionError("seven")
+
+        monkeypatch.setattr(site.watch, "_look", broken)
+        site.watch.put("h1", body(health(FIRST - 1)))
+        task = asyncio.ensure_future(site.watch.run())
+        while not site.watch.health["taken"]:
+            site.watch.put("h1", body(health(FIRST - 1)))
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(asyncio.wait_for(some_looks(), 30))
+    assert site.watch.minutes["failed"] == 1
+    assert "ZeroDivisionError('seven')" in site.watch.error

@@ -174,7 +174,11 @@ class SurplusWatch:
     async def run(self) -> None:
         """Look every second, until cancelled."""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception as error:  # a defect here must not end a broker that keeps what is sent
+                self.minutes["failed"] += 1
+                self.error = f"tenants could not be looked at: {error!r}"
             await asyncio.sleep(_LOOK_S)
 
     async def look(self) -> None:
