@@ -1156,6 +1156,11 @@ static bool is_repeat(const struct item *item)
     return item->repeat;
 }
 
+static bool has_extensions(const struct item *item)
+{
+    return is_accepted(item) && item->figures.extensions;
+}
+
 static bool has_baselines(const struct item *item)
 {
     return is_accepted(item) && item->figures.baselines;
@@ -1176,6 +1181,12 @@ static PyObject *batch_with_baselines(PyObject *self, void *unused)
 {
     (void)unused;
     return indexes((struct batch *)self, has_baselines);
+}
+
+static PyObject *batch_with_extensions(PyObject *self, void *unused)
+{
+    (void)unused;
+    return indexes((struct batch *)self, has_extensions);
 }
 
 static PyObject *batch_accepted(PyObject *self, void *unused)
@@ -1540,6 +1551,7 @@ static PyGetSetDef batch_fields[] = {
     {"accepted", batch_accepted, NULL, NULL, NULL},
     {"accepted_live", batch_accepted_live, NULL, NULL, NULL},
     {"with_baselines", batch_with_baselines, NULL, NULL, NULL},
+    {"with_extensions", batch_with_extensions, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

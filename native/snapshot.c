@@ -765,6 +765,7 @@ int check_snapshot(struct span body, const struct claims *claims, is_printable *
     limit(&check, extension_count, MAX_EXTENSIONS, "too many extensions");
     figures->tick_period_ns = period_ns;
     figures->baselines = (uint32_t)baseline_count;
+    figures->extensions = (uint32_t)extension_count;
     figures->surface_count = (uint32_t)(surface_count < MAX_SURFACES ? surface_count : MAX_SURFACES);
     *out = (struct refusal){REASONS[check.fault], check.detail};
     return 0;

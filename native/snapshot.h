@@ -42,7 +42,7 @@ struct surface_figures {
 struct figures {
     uint64_t tick_period_ns, lateness_ns;
     struct span lead;
-    uint32_t baselines, surface_count;
+    uint32_t baselines, extensions, surface_count;
     struct surface_figures surfaces[MAX_SURFACES];
 };
 

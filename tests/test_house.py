@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "stream": {"trust", "v1"},
     "witness": {"trust"},
     "limiter": {"probes", "trust"},
-    "broker": {"coherence", "coupling", "limiter", "robust", "trust", "v1"},
+    "broker": {"coherence", "coupling", "limiter", "robust", "surplus", "trust", "v1"},
     "cost": {"limiter", "probes", "trust", "v1"},
     "daemon": {"coherence", "probes", "settings", "stream", "surplus", "trust", "vantages", "v1"},
     "cli": {

@@ -17,6 +17,7 @@ from tests.waiting import until
 from mvps.broker.bundle import NO_FIGURES, Bundle, Figures, Report, Status
 from mvps.broker.history import SERVICE_FIGURES, History, HistoryError, KindRow, ServiceRow
 
+OF_TENANTS = ("health", "tenants", "changes", "policies", "incidents")
 T = 10**9
 NOW = time.time_ns() // T * T
 MM = Figures(3, "kernel", 17.25, 6.5, "mm")
@@ -57,9 +58,8 @@ def _empty(url: str) -> None:
     import psycopg
 
     with psycopg.connect(url) as connection:
-        connection.execute(
-            "DROP TABLE IF EXISTS mvps_history, mvps_bundles, mvps_reports, mvps_fleet_kinds, mvps_services"
-        )
+        for name in ("history", "bundles", "reports", "fleet_kinds", "services", *OF_TENANTS):
+            connection.execute(f"DROP TABLE IF EXISTS mvps_{name}")
 
 
 def filled(url: str, **options: float) -> History:

@@ -14,13 +14,19 @@ from pathlib import Path
 import grpc
 import pytest
 from talking import ACCEPTED, DUPLICATE, NONCE, acks_of, batch, exchange, running, status_of
+from tests.surplus.health_sample import health, policy
 from tests.waiting import comes_true
 from wire_samples import SECOND, Host, new_host, now_tick, snapshot
 
+from mvps.broker.surplus_watch import Order
 from mvps.robust.fleet import Evidence
+from mvps.surplus import sealed_health
+from mvps.surplus.minutes import MINUTE_NS
+from mvps.surplus.packets import Policy, parse, render
 from mvps.trust.limits import MAX_BATCH_ITEMS, NONCE_BYTES
 from mvps.trust.reasons import RejectReason
 from mvps.trust.seal import Lane, Sealed, parse_header
+from mvps.v1 import snapshot_pb2
 from mvps.v1 import stream_pb2 as pb
 
 
@@ -387,3 +393,54 @@ async def test_lanes_have_counters_of_their_own(tmp_path: Path) -> None:
         host.counter.value -= 1
         backfill = host.seal(lane=Lane.BACKFILL)
         assert [a[1:] for a in await exchange(stub, host, live, backfill)] == [ACCEPTED, ACCEPTED]
+
+
+async def test_a_stream_is_told_of_policies_once_after_each_change_and_under_the_seal(tmp_path: Path) -> None:
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies/acme.json").write_bytes(render(policy()))
+    chosen = {"policies": str(tmp_path / "policies")}
+    async with running(tmp_path, surplus=chosen) as (broker, host, stub):
+        watch = broker.surplus_watch
+        now = [time.time_ns()]
+        watch._clock = lambda: now[0]
+        await watch.look()
+        minute = now[0] // MINUTE_NS
+        sent = snapshot()
+        sent.extensions[sealed_health.NAME] = render(health(minute))
+        call = stub.Stream()
+
+        async def told(body: snapshot_pb2.Snapshot | None = None) -> list[str]:
+            await call.write(batch(host.seal(body, tick=body.tick) if body else host.seal()))
+            answer = await call.read()
+            acks_of(answer, host)
+            policies = pb.Acks.FromString(answer.sealed[0].body).policies
+            return [parse(line, Policy).tenant for line in policies.split(b"\n") if line]
+
+        now[0] = (minute + 1) * MINUTE_NS + SECOND
+        assert await told(sent) == []
+        now[0] += 10 * SECOND
+        await watch.look()
+        assert await told() == ["acme"]
+        assert await told() == []
+        await watch.order(Order("acme", "rung", "R1", "kim", "a drill"))
+        assert await told() == ["acme"]
+        assert await told() == []
+        other = stub.Stream()
+        await other.write(batch(host.seal()))
+        assert pb.Acks.FromString((await other.read()).sealed[0].body).policies
+        call.cancel()
+        other.cancel()
+
+
+async def test_malformed_minutes_change_no_verdict_on_a_snapshot(tmp_path: Path) -> None:
+    async with running(tmp_path, surplus={}) as (broker, host, stub):
+        sent = snapshot()
+        sent.extensions[sealed_health.NAME] = b"\xff{"
+        assert await exchange(stub, host, host.seal(sent, tick=sent.tick)) == [(0, *ACCEPTED)]
+        await broker.surplus_watch.look()
+        assert broker.surplus_watch.health["malformed"] == 1
+        assert broker.info().surplus.health["malformed"] == 1
+    (tmp_path / "other").mkdir()
+    async with running(tmp_path / "other", surplus=None) as (broker, host, stub):
+        assert await exchange(stub, host, host.seal(sent, tick=sent.tick)) == [(0, *ACCEPTED)]
+        assert not broker.info().surplus.on

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.surplus.cap_sample import cap
+from tests.surplus.health_sample import health, policy
 
 from mvps.coherence.observation import HIST_BINS, Observation, Scale
 from mvps.daemon.engines import (
     EXTENSION,
     FLUSH_NS,
+    MAX_HEALTH_WAITING,
     MAX_LINES,
+    MAX_POLICY_BYTES,
     MAX_STREAMS_KEPT,
     PACKETS_PER_S,
     Engines,
@@ -26,8 +30,10 @@ from mvps.daemon.engines import (
     Stream,
     host_flows,
 )
+from mvps.surplus import sealed_health
+from mvps.surplus.governance import Governed
 from mvps.surplus.minutes import GRACE_NS, MAX_TENANTS, MINUTE_NS
-from mvps.surplus.packets import Cap, Chain, HealthMinute, heads_digest, parse
+from mvps.surplus.packets import Cap, Chain, HealthMinute, Policy, Stage, heads_digest, parse, render
 from mvps.surplus.schedule import Schedule
 from mvps.trust.gate import SCHEMA_VERSION, check_body
 from mvps.trust.limits import MAX_EXTENSION_BYTES
@@ -332,3 +338,140 @@ def test_whatever_an_engine_sends_is_taken_whole_or_refused_whole(
     status = engines.status()
     assert status.packets == taken
     assert len([parse(line, HealthMinute) for line in status.health]) == taken
+
+
+def test_closed_minutes_travel_in_snapshots_once_each(engines: Engines, clock: Clock) -> None:
+    engine = Engine(engines)
+    tenants = [f"tenant-{number}" for number in range(MAX_TENANTS)]
+    engine.send(*(cap(clock.now, tenant) for tenant in tenants))
+    assert sealed_health.NAME not in tick(engines).extensions
+    clock.now += MINUTE_NS + GRACE_NS
+    told: list[str] = []
+    while content := tick(engines).extensions.get(sealed_health.NAME, b""):
+        minutes, causes = sealed_health.unpack(content)
+        assert not causes
+        assert {one.bucket.timestamp() for one in minutes} == {START // MINUTE_NS * 60}
+        told += [one.tenant for one in minutes]
+    assert told == sorted(tenants)
+    assert list(engines.status().health) == [
+        render(one) for one in map(engines._minutes.health, sorted(tenants)) if one
+    ]
+
+
+def test_minutes_that_no_snapshot_takes_are_dropped_oldest_first_and_counted(engines: Engines, clock: Clock) -> None:
+    engine = Engine(engines)
+    for _ in range(MAX_HEALTH_WAITING + 3):
+        engine.send(cap(clock.now))
+        clock.now += MINUTE_NS + GRACE_NS
+    engine.send()
+    assert refused(engines)["health_unsent"] == 3
+    first, _ = sealed_health.unpack(tick(engines).extensions[sealed_health.NAME])
+    assert first[0].bucket.timestamp() >= START // 10**9 + 3 * 60 - 60
+
+
+def handed(clock: Clock, host: str = "gpu-1", tenant: str = "acme", minutes: int = 241, **changes: Any) -> bytes:
+    """What a broker hands to that host, of which the policy is in force after a soak."""
+    governed = Governed.begin(tenant, policy(tenant=tenant, **changes))
+    hosts = [f"gpu-{number}" for number in range(1, 5)]
+    for minute in range(minutes):
+        governed, _ = governed.minute(minute, dict.fromkeys(hosts, health(tenant=tenant)), hosts)
+    if minutes:
+        governed, _ = governed.ordered_stage(minutes, Stage.FULL, "kim", "a drill")
+    now = datetime.fromtimestamp(clock.now / 1e9, UTC)
+    return render(governed.issue(host, host in governed.inside(hosts), now))
+
+
+CONTROL = {"lam_min": 0.9, "lam_max": 1.0, "kl_green": 0.003, "kl_caution": 0.003, "kl_action": 0.002,
+           "kl_emergency": 0.001}  # fmt: skip
+
+
+def applying(clock: Clock, mode: str = "apply") -> Engines:
+    return Engines(SECOND, 4, clock, host="gpu-1", policy=mode)
+
+
+def test_a_policy_in_force_bounds_what_engines_are_told_and_ends(clock: Clock) -> None:
+    engines = applying(clock)
+    engine = Engine(engines)
+    before = engine.send(cap(clock.now), cap(clock.now, "other")).tenants[0]
+    engines.hand(handed(clock, control=CONTROL))
+    told, other = engine.send().tenants
+    assert (told.lam, told.kl_budget) == (0.9, 0.003)
+    assert told.dlogits_budget == pytest.approx(np.sqrt(2 * 0.003))
+    assert other.lam == before.lam
+    assert list(engines.status().applied) == ["acme"]
+    assert [parse(line, Policy).issue.host for line in engines.status().policies] == ["gpu-1"]  # type: ignore[union-attr]
+    clock.now += MINUTE_NS + GRACE_NS
+    engine.send()
+    health_line = parse(engines.status().health[0], HealthMinute)
+    assert health_line.lam == 0.9, "what is sealed is what engines were told"
+    clock.now += 5 * MINUTE_NS
+    assert engine.send(cap(clock.now)).tenants[0].lam < 0.9, "a broker that fell silent holds nobody"
+    assert not engines.status().policies
+
+
+def test_a_policy_leads_nowhere_beyond_the_hosts_own_bounds(clock: Clock) -> None:
+    engines = applying(clock)
+    engine = Engine(engines)
+    before = engine.send(cap(clock.now)).tenants[0]
+    wild = CONTROL | {"lam_min": 9.0, "lam_max": 9.5} | {f"kl_{band}": 1.0 for band in LIMITS}
+    engines.hand(handed(clock, control=wild))
+    told = engine.send().tenants[0]
+    assert told.lam == Schedule().rule.most
+    assert told.kl_budget == before.kl_budget
+
+
+LIMITS = ("green", "caution", "action", "emergency")
+
+
+@pytest.mark.parametrize(
+    ("mode", "changes"),
+    [
+        ("advice", {}),
+        ("apply", {"dry_run": True, "rollout": {"stage": "shadow"}, "minutes": 0}),
+        ("apply", {"minutes": 0}),
+    ],
+)
+def test_advice_dry_runs_and_hosts_outside_the_slice_change_nothing(
+    clock: Clock, mode: str, changes: dict[str, Any]
+) -> None:
+    engines = applying(clock, mode)
+    engine = Engine(engines)
+    before = engine.send(cap(clock.now))
+    engines.hand(handed(clock, control=CONTROL, **changes))
+    assert engine.send().tenants == before.tenants
+    assert len(engines.status().policies) == 1, "and it is shown"
+    assert not engines.status().applied
+
+
+def test_what_is_no_policy_for_this_host_now_is_counted_by_cause_and_ends_what_was(clock: Clock) -> None:
+    engines = applying(clock)
+    engine = Engine(engines)
+    engine.send(cap(clock.now))
+    good = handed(clock, control=CONTROL)
+    engines.hand(good)
+    engines.hand(good)
+    assert list(engines.status().applied) == ["acme"]
+    plain = parse(good, Policy)
+    assert plain.issue is not None
+    late = plain.model_copy(update={"issue": plain.issue.model_copy(update={"tenant": "elsewhere"})})
+    lasting = plain.model_copy(
+        update={"issue": plain.issue.model_copy(update={"expires_at": plain.issue.issued_at + timedelta(days=1)})}
+    )
+    bad = [handed(clock, host="gpu-2"), render(late), render(lasting), b"{}", render(policy())]
+    engines.hand(b"\n".join(bad))
+    assert refused(engines) == {"policy_host": 3, "policy_expired": 1, "policy_schema": 1}
+    assert not engines.status().applied
+    assert engine.send().tenants[0].lam < 0.9
+    clock.now += 2 * MINUTE_NS
+    engines.hand(handed(clock, control=CONTROL))
+    engines.hand(bytes(bytearray(good)))
+    assert refused(engines)["policy_old"] == 1
+    engines.hand(b"\n" * MAX_TENANTS)
+    engines.hand(b" " * (MAX_POLICY_BYTES + 1))
+    assert refused(engines)["policy_size"] == 2
+    clock.now -= 30 * MINUTE_NS
+    engines.hand(bytes(bytearray(good)))
+    assert refused(engines)["policy_expired"] == 2
+    off = applying(clock, "off")
+    off.hand(good)
+    assert refused(off) == {"policy_off": 1}

@@ -22,7 +22,7 @@ from mvps.daemon import baselines, config
 from mvps.daemon.notify import Notifier
 from mvps.daemon.service import Agent
 from mvps.probes.cost import RunTotals
-from mvps.v1.local_pb2 import SnapshotRecord, StreamState
+from mvps.v1.local_pb2 import SnapshotRecord, StreamState, SurplusStatusResponse
 from mvps.v1.snapshot_pb2 import Phase, Snapshot
 
 MakeAgent = Callable[..., Agent]
@@ -38,6 +38,7 @@ class KeepingUplink:
         self.bodies: list[tuple[int, bytes]] = []
         self.target = ""
         self.closed = False
+        self.handed = b""
 
     def submit(self, body: bytes, tick: int) -> None:
         self.bodies.append((tick, body))
@@ -53,6 +54,9 @@ class KeepingUplink:
 
     def records(self) -> list[SnapshotRecord]:
         return []
+
+    def policies(self) -> bytes:
+        return self.handed
 
     def retarget(self, target: str) -> None:
         self.target = target
@@ -384,3 +388,16 @@ def test_the_lead_of_the_host_is_in_snapshot_and_metrics(make_agent: MakeAgent, 
     assert _work(agent, ticks, 4).lead == "blk"
     assert 'mvps_lead{mvps_lead="blk"} 1' in agent.exposition()
     assert 'mvps_lead{mvps_lead="mm"} 0' in agent.exposition()
+
+
+def test_engines_get_what_the_broker_says_of_policies(make_agent: MakeAgent, ticks: Any) -> None:
+    uplink = KeepingUplink()
+    uplink.handed = b"{}"
+    agent = make_agent(uplink=uplink)
+    agent.work(ticks.next())
+    assert agent.engine_status() == SurplusStatusResponse(), "a host without engines reads none of it"
+    engines = agent.engines()
+    agent.work(ticks.next())
+    agent.work(ticks.next())
+    assert dict(engines.status().refused) == {"policy_schema": 1}
+    assert engines.status().policy == "advice"

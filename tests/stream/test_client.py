@@ -247,7 +247,7 @@ def lie() -> Iterator[Callable[[Callable[[pb.Batch], pb.AckBatch]], str]]:
 
 def acks_for(batch: pb.Batch, host: Host, *, purpose: Purpose = Purpose.CONTROL, vantage: str = "host-1",
              nonce: bytes | None = None, digest: bytes | None = None, tamper: bool = False) -> pb.AckBatch:  # fmt: skip
-    body = pb.Acks(stream_nonce=batch.stream_nonce if nonce is None else nonce)
+    body = pb.Acks(stream_nonce=batch.stream_nonce if nonce is None else nonce, policies=b"what holds")
     for item in batch.items:
         header = parse_header(item.header)
         body.acks.add(
@@ -281,6 +281,8 @@ def test_a_forged_acknowledgement_clears_nothing(
     until(lambda: client.status().forged_acks == 1)
     assert client.status().totals.acknowledged == 0
     assert [record.state for record in client.records()] == [State.SENT]
+    # A digest is not the seal's: that answer is the broker's own, and wrong about one snapshot only.
+    assert client.policies == (b"what holds" if "digest" in change else b"")
 
 
 def test_the_same_acknowledgement_unforged_clears(
@@ -291,6 +293,7 @@ def test_the_same_acknowledgement_unforged_clears(
     client.submit(host.seal())
     until(lambda: settled(client))
     assert client.status().totals.acknowledged == 1
+    assert client.policies == b"what holds"
 
 
 def test_a_replayed_acknowledgement_is_forged(

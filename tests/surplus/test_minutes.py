@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.surplus.cap_sample import HASH, cap
 
 from mvps.surplus.indicators import LEAST_MINUTES, Band, crp, ssi
@@ -16,6 +18,7 @@ from mvps.surplus.minutes import (
     MAX_TENANTS,
     MINUTE_NS,
     SILENT_MINUTES,
+    Bound,
     Decided,
     Load,
     Minutes,
@@ -237,3 +240,21 @@ def test_what_comes_within_four_tenths_of_a_second_after_its_minute_still_counts
     minutes.take([cap(START + 59 * SECOND)], after)
     (health,) = minutes.close_due(START + MINUTE_NS + SECOND, [IDLE], HASH)
     assert (health.packets, minutes.refused) == (1, {})
+
+
+@given(st.floats(0.0, 10.0), st.floats(0.0, 10.0), st.floats(1e-6, 1.0), st.booleans())
+def test_bounds_of_a_policy_stay_inside_the_hosts_own(one: float, other: float, nats: float, look: bool) -> None:
+    minutes = Minutes(START)
+    minutes.take([cap(START), cap(START, "free")], START)
+    free = minutes.directive("free")
+    least, most = sorted((one, other))
+    minutes.bounds = {"acme": Bound(least, most, nats, look)}
+    told = minutes.directive("acme")
+    rule = Schedule().rule
+    assert rule.least <= told.lam <= rule.most
+    assert least <= told.lam <= most or told.lam == rule.most
+    assert told.kl_budget == min(free.kl_budget, nats)
+    assert told.look_ahead is look
+    assert minutes.directive("free") == free
+    minutes.bounds = {}
+    assert minutes.directive("acme") == free._replace(tenant="acme")

@@ -25,6 +25,7 @@ from mvps.surplus.packets import (
     PacketError,
     Policy,
     State,
+    digest,
     follow,
     heads_digest,
     parse,
@@ -94,12 +95,57 @@ HEALTH: dict[str, Any] = {
 POLICY: dict[str, Any] = {
     "schema": "policy.v1",
     "tenant": "acme",
+    "tenants": ["acme-eu", "acme-us"],
     "version": 3,
-    "caps": {"qps": 30.0, "tok_max": 15000, "tool_per_min": 40.0},
-    "routing": {"providers": ["P1", "P2", "P3"], "min_spread": 0.55, "max_provider_share": 0.4},
+    "caps": {"qps": 30.0, "tok_max": 15000, "tool_per_min": 40.0, "soft": 0.8},
+    "routing": {
+        "providers": ["P1", "P2", "P3"],
+        "min_spread": 0.55,
+        "max_provider_share": 0.4,
+        "shares": [0.6, 0.3, 0.1],
+        "floor": 0.05,
+        "handoff_cost": 0.2,
+        "handoff_stress": 3.0,
+    },
     "exploration": {"min_SSE": 0.5, "quota_pct": 0.15},
     "privacy": {"retention_days": 14},
+    "thresholds": {"caution": 0.35, "action": 0.55, "emergency": 0.75},
+    "control": {
+        "lam_min": 0.1,
+        "lam_max": 1.5,
+        "kl_green": 0.01,
+        "kl_caution": 0.008,
+        "kl_action": 0.006,
+        "kl_emergency": 0.004,
+    },
+    "reserve": {"base": 0.05, "crp": 0.05, "spread": 0.05, "stress": 0.05},
+    "ladder": {"highest": 4, "dwell": 3, "exit_minutes": 30, "exit_sse": None, "throttle": 0.7},
+    "rollout": {
+        "stage": "gradual",
+        "canary": 0.05,
+        "gradual": [0.25, 0.5],
+        "soak_minutes": 1440,
+        "margin": 0.05,
+        "killed": False,
+    },
+    "outliers": 1,
     "dry_run": True,
+    "issue": {
+        "host": "gpu=1",
+        "tenant": "acme-eu",
+        "issued_at": "2025-09-07T12:34:00Z",
+        "expires_at": "2025-09-07T12:39:00Z",
+        "stage": "canary",
+        "in_slice": True,
+        "rung": 2,
+        "actions": ["spread_routing"],
+        "state": "Action",
+        "kl_budget": 0.006,
+        "shares": [0.4, 0.35, 0.25],
+        "handoff_cost": 0.5,
+        "exploration": 0.15,
+        "reserve": 0.1,
+    },
 }
 INCIDENT: dict[str, Any] = {
     "schema": "incident.v1",
@@ -340,3 +386,47 @@ def test_a_chain_of_no_name_is_none(name: str) -> None:
         record_header(name)
     with pytest.raises(PacketError, match="a name has"):
         recorded_chain(b'{"chain":"%b"}' % name.encode())
+
+
+# What policies said before brokers read them: every later field has a default, and the digest shows them.
+OLD_POLICY = {key: POLICY[key] for key in ("schema", "tenant", "version", "exploration", "privacy", "dry_run")} | {
+    "caps": {"qps": 30.0, "tok_max": 15000, "tool_per_min": 40.0},
+    "routing": {"providers": ["P1", "P2", "P3"], "min_spread": 0.55, "max_provider_share": 0.4},
+}
+
+
+def test_a_policy_of_a_class_names_its_tenants_and_an_old_one_is_still_read() -> None:
+    assert read(POLICY).members == ("acme-eu", "acme-us")
+    assert read(OLD_POLICY).members == ("acme",)
+    assert read(OLD_POLICY).rollout.stage == "shadow"
+
+
+def test_the_digest_of_a_policy_does_not_depend_on_who_was_handed_it() -> None:
+    policy = read(POLICY)
+    assert digest(policy) == digest(read({**POLICY, "issue": None}))
+    assert digest(policy) != digest(read({**POLICY, "version": 4}))
+    assert digest(policy) != digest(read({**POLICY, "dry_run": False}))
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("thresholds", {"action": 0.3}, "in the order"),
+        ("control", {"lam_min": 1.6}, "lam_min is above"),
+        ("control", {"kl_action": 0.009}, "do not rise"),
+        ("routing", {"shares": [0.5, 0.5]}, "one per provider"),
+        ("routing", {"shares": [0.0, 0.0, 0.0]}, "not all 0"),
+        ("routing", {"floor": 0.35}, "do not fit"),
+        ("routing", {"floor": 0.41}, "do not fit"),
+        ("rollout", {"gradual": [0.25, 0.25]}, "grow"),
+        ("rollout", {"gradual": [0.05]}, "grow"),
+        ("rollout", {"stage": "everywhere"}, "Input should be"),
+        ("ladder", {"highest": 5}, "less than or equal to 4"),
+        ("issue", {"expires_at": "2025-09-07T12:34:00Z"}, "expires before"),
+    ],
+)
+def test_policies_that_contradict_themselves_are_refused(part: str, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(PacketError, match=words):
+        read({**POLICY, part: {**POLICY[part], **change}})
+    with pytest.raises(PacketError, match="named twice"):
+        read({**POLICY, "tenants": ["a", "a"]})

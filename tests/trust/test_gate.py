@@ -1559,6 +1559,19 @@ def test_of_a_field_that_comes_twice_the_last_counts_and_unknown_ones_are_skippe
     assert counting().judge(message, NONCE, NOW).accepted == [0]
 
 
+def test_what_carries_extensions_is_named_if_it_is_accepted() -> None:
+    with_one, without = sample(), sample()
+    with_one.extensions["mvps.x/y"] = b""
+    without.extensions.clear()
+    items = [
+        sealed("host-1", counter=5, body=without.SerializeToString()),
+        sealed("host-1", counter=6, body=with_one.SerializeToString()),
+        sealed("host-1", counter=7, body=b"\xff"),
+        sealed("host-1", counter=6, body=with_one.SerializeToString()),  # a repeat
+    ]
+    assert counting().judge(envelope(*items), b"", NOW).with_extensions == [1]
+
+
 def test_runs_and_leaves_are_what_the_store_keeps() -> None:
     native = counting()
     items = [

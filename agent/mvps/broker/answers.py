@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from mvps.broker import surplus_answers
 from mvps.broker.bundle import Report
 from mvps.broker.fleet_watch import CALIBRATION_TICKS, FleetView, FleetWatch
 from mvps.broker.history import BundleRow, History, HistoryError, KindRow
@@ -80,6 +81,14 @@ class Answers:
                 for row in rows
             ]
         )
+
+    def surplus_changes(self, request: stream_pb2.ListSurplusChangesRequest) -> stream_pb2.ListSurplusChangesResponse:
+        """The audit trail of tenants, newest first."""
+        return surplus_answers.audit_trail(self._kept(), request)
+
+    def surplus_report(self, request: stream_pb2.GetSurplusReportRequest) -> stream_pb2.GetSurplusReportResponse:
+        """A tenant over some time."""
+        return surplus_answers.report(self._kept(), request)
 
     def service_ticks(self, request: stream_pb2.ListServiceTicksRequest) -> stream_pb2.ListServiceTicksResponse:
         """A service's joint ticks, newest first."""

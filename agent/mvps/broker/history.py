@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fleet's history: every bundle, vantage's tick and service's tick, as rows that can be asked for later.
+"""The fleet's history: bundles, ticks of vantages and services, minutes of tenants, as rows to be asked for later.
 
 SQLite by default, PostgreSQL by URL; one schema for both, through SQLAlchemy Core. It is derived data: what was
 acknowledged is in the evidence log and in the broker's own database (:mod:`mvps.broker.store`), and nothing waits for
@@ -8,7 +8,8 @@ beyond its limit the oldest rows are dropped and counted. Who was missing stands
 a row of its own, which wins.
 
 One row per (vantage, tick) that was heard, some 120 bytes: 1,000 vantages at 1 Hz are 10 GiB a day, so ``retention_s``
-and, for SQLite, ``max_bytes`` bound it, oldest ticks first.
+and, for SQLite, ``max_bytes`` bound it, oldest ticks first. Tenants' minutes and the audit trail of their control
+(:mod:`mvps.broker.surplus_tables`) are kept for times of their own; the trail is never removed for want of room.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
+from mvps.broker import surplus_tables
 from mvps.broker.bundle import Bundle, Figures, Report, Status
+from mvps.broker.surplus_tables import ChangeRow, HealthRow, IncidentRow, PolicyRow, TenantRow
 
 SCHEMA_VERSION: Final = 4
 # Columns of a service's tick: axes of z but C_4, which is for operators only (001 sec. 28); distances; limits; routing.
@@ -103,7 +106,8 @@ _SERVICES: Final = sa.Table(
     *(sa.Column(name, sa.Double) for name in SERVICE_FIGURES),
     sqlite_with_rowid=False,
 )
-_TABLES: Final = (_BUNDLES, _REPORTS, _KINDS, _SERVICES)
+_TICKS: Final = (_BUNDLES, _REPORTS, _KINDS, _SERVICES)
+_TABLES: Final = (*_TICKS, *surplus_tables.MINUTES, *surplus_tables.AUDIT)  # those of tenants since version 4
 _Select = TypeVar("_Select", bound=sa.Select[Any])
 _Row: TypeAlias = tuple[Any, ...]  # values of one table's columns, in their order
 
@@ -173,17 +177,30 @@ class History:
     """The history of one broker. ``put_*`` are for one thread and never wait; reading is for any thread.
 
     url: an SQLAlchemy database URL, ``sqlite:////path/history.db`` or ``postgresql+psycopg://user@host/database``.
-    max_bytes: of an SQLite file. queue_rows: rows kept while the database does not answer.
+    max_bytes: of an SQLite file. queue_rows: rows kept while the database does not answer. minutes_retention_s,
+    audit_retention_s: of tenants' minutes and of the audit trail.
     """
 
-    def __init__(self, url: str, *, retention_s: float, max_bytes: int = 1 << 40, queue_rows: int = 500_000) -> None:
-        self._retention_ns = int(retention_s * 1e9)
+    def __init__(
+        self,
+        url: str,
+        *,
+        retention_s: float,
+        minutes_retention_s: float = 60 * 86400.0,
+        audit_retention_s: float = 730 * 86400.0,
+        max_bytes: int = 1 << 40,
+        queue_rows: int = 500_000,
+    ) -> None:
+        seconds = dict.fromkeys(_TICKS, retention_s)
+        seconds |= dict.fromkeys(surplus_tables.MINUTES, minutes_retention_s)
+        seconds |= dict.fromkeys(surplus_tables.AUDIT, audit_retention_s)
+        self._retention_ns = {table.name: int(keep_s * 1e9) for table, keep_s in seconds.items()}
         self._max_bytes = max_bytes
         self._queue_rows = queue_rows
         self._url = _parse(url)
         self._engine = _engine(self._url)
         self._insert = _statements(self._engine.dialect)
-        self._queues: tuple[deque[_Row], ...] = tuple(deque() for _ in _TABLES)
+        self._queues: dict[str, deque[_Row]] = {table.name: deque() for table in _TABLES}
         self._lock = threading.Condition()
         self._closing = False
         self._error = ""
@@ -213,33 +230,54 @@ class History:
             rejected,
             f" {' '.join(bundle.missing)} " if bundle.missing else "",
         )
-        self._put([row], [_row(report, bundle.cell) for report in bundle.reports], [], [])
+        self._put(_BUNDLES, [row])
+        self._put(_REPORTS, [_row(report, bundle.cell) for report in bundle.reports])
 
     def put_late(self, report: Report, cell: str) -> None:
         """A report came for a tick whose bundle is closed."""
-        self._put([], [_row(report, cell)], [], [])
+        self._put(_REPORTS, [_row(report, cell)])
 
     def put_kinds(self, kinds: Sequence[KindRow]) -> None:
         """The fleet was decided."""
-        self._put([], [], [_kind_values(one) for one in kinds], [])
+        self._put(_KINDS, [_kind_values(one) for one in kinds])
 
     def put_services(self, ticks: Sequence[ServiceRow]) -> None:
         """Services were joined."""
-        self._put([], [], [], [_service_values(one) for one in ticks])
+        self._put(_SERVICES, [_service_values(one) for one in ticks])
 
-    def _put(self, *rows: Sequence[_Row]) -> None:
+    def put_health(self, rows: Sequence[HealthRow]) -> None:
+        """Hosts told of tenants' minutes."""
+        self._put(surplus_tables.HEALTH, [one.values() for one in rows])
+
+    def put_tenants(self, rows: Sequence[TenantRow]) -> None:
+        """Tenants' minutes were decided."""
+        self._put(surplus_tables.TENANTS, [one.values() for one in rows])
+
+    def put_changes(self, rows: Sequence[ChangeRow]) -> None:
+        """Something was changed about tenants."""
+        self._put(surplus_tables.CHANGES, [one.values() for one in rows])
+
+    def put_policies(self, rows: Sequence[PolicyRow]) -> None:
+        """Policies came into use."""
+        self._put(surplus_tables.POLICIES, [one.values() for one in rows])
+
+    def put_incident(self, row: IncidentRow) -> None:
+        """Somebody recorded an incident."""
+        self._put(surplus_tables.INCIDENTS, [row.values()])
+
+    def _put(self, table: sa.Table, rows: Sequence[_Row]) -> None:
         with self._lock:
-            for waiting, more in zip(self._queues, rows, strict=True):
-                waiting.extend(more)
-                while len(waiting) > self._queue_rows:
-                    waiting.popleft()
-                    self._dropped += 1
+            waiting = self._queues[table.name]
+            waiting.extend(rows)
+            while len(waiting) > self._queue_rows:
+                waiting.popleft()
+                self._dropped += 1
             self._lock.notify()
 
     def status(self) -> HistoryStatus:
         """Where things stand."""
         with self._lock:
-            waiting = sum(map(len, self._queues)) + self._writing
+            waiting = sum(map(len, self._queues.values())) + self._writing
             return HistoryStatus(self._url.get_backend_name(), self._error, self._written, waiting, self._dropped)
 
     def close(self) -> None:
@@ -256,11 +294,11 @@ class History:
         pause = _FIRST_PAUSE_S
         while True:
             with self._lock:
-                while not self._closing and not any(self._queues):
+                while not self._closing and not any(self._queues.values()):
                     self._lock.wait()
-                if self._closing and not any(self._queues):
+                if self._closing and not any(self._queues.values()):
                     return
-                taken = [_take(waiting) for waiting in self._queues]
+                taken = [_take(waiting) for waiting in self._queues.values()]
                 self._writing = sum(map(len, taken))
             try:
                 if not self._ready:
@@ -271,10 +309,10 @@ class History:
                 with self._lock:
                     self._writing = 0
                     self._error = _advice(error, self._url)
-                    for waiting, rows in zip(self._queues, taken, strict=True):
+                    for waiting, rows in zip(self._queues.values(), taken, strict=True):
                         waiting.extendleft(reversed(rows))
                     if self._closing:
-                        self._dropped += sum(map(len, self._queues))
+                        self._dropped += sum(map(len, self._queues.values()))
                         return
                     self._lock.wait_for(lambda: self._closing, timeout=pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
@@ -289,6 +327,7 @@ class History:
         try:
             with self._engine.begin() as connection:
                 _META.create_all(connection)
+                surplus_tables.META.create_all(connection)
                 found = connection.execute(sa.select(_VERSION.c.version)).scalar()
                 if found is None:
                     connection.execute(_VERSION.insert().values(version=SCHEMA_VERSION))
@@ -314,27 +353,27 @@ class History:
             self._prune()
 
     def _prune(self) -> None:
-        oldest = time.time_ns() - self._retention_ns
+        now_ns = time.time_ns()
         with self._engine.begin() as connection:
-            if (limit := self._too_large(connection)) is not None:
-                oldest = max(oldest, limit)
+            too_large = self._too_large(connection)
+            limit = _trimmed(connection, _BUNDLES) if too_large else 0
             for table in _TABLES:
+                oldest = now_ns - self._retention_ns[table.name]
+                if table in _TICKS:
+                    oldest = max(oldest, limit)
+                elif too_large and table in surplus_tables.MINUTES:
+                    oldest = max(oldest, _trimmed(connection, table))
                 connection.execute(table.delete().where(table.c.tick_ns < oldest))
 
-    def _too_large(self, connection: sa.Connection) -> int | None:
-        """From which tick on an SQLite file that has outgrown ``max_bytes`` is kept."""
+    def _too_large(self, connection: sa.Connection) -> bool:
+        """Whether an SQLite file has outgrown ``max_bytes``."""
         if connection.dialect.name != "sqlite":
-            return None
+            return False
         page, pages, free = (
             int(connection.exec_driver_sql(f"PRAGMA {name}").scalar() or 0)
             for name in ("page_size", "page_count", "freelist_count")
         )
-        if page * (pages - free) < self._max_bytes:
-            return None
-        first, last = connection.execute(
-            sa.select(sa.func.min(_BUNDLES.c.tick_ns), sa.func.max(_BUNDLES.c.tick_ns))
-        ).one()
-        return int(first) + (int(last) - int(first)) // _PRUNE_SHARE + 1 if first is not None else None
+        return page * (pages - free) >= self._max_bytes
 
     # ---- reading
 
@@ -355,7 +394,7 @@ class History:
         query = _within(sa.select(*columns, late), _BUNDLES, since_ns, until_ns)
         if cell is not None:
             query = query.where(_BUNDLES.c.cell == cell)
-        with self._asking() as connection:
+        with self.asking() as connection:
             found = connection.execute(query.order_by(_BUNDLES.c.cell).limit(limit)).all()
         return [BundleRow(*tuple(row)) for row in found]
 
@@ -365,7 +404,7 @@ class History:
         absent = sa.select(_BUNDLES.c.cell, _BUNDLES.c.absent).where(_BUNDLES.c.tick_ns == tick_ns)
         if cell is not None:
             reports, absent = reports.where(_REPORTS.c.cell == cell), absent.where(_BUNDLES.c.cell == cell)
-        with self._asking() as connection:
+        with self.asking() as connection:
             found = {(row.cell, row.vantage): _report(row) for row in connection.execute(reports)}
             for row in connection.execute(absent):
                 for name in row.absent.split():
@@ -378,7 +417,7 @@ class History:
         reports = _within(sa.select(_REPORTS).where(_REPORTS.c.vantage == vantage_id), _REPORTS, since_ns, until_ns)
         absent = sa.select(_BUNDLES.c.tick_ns).where(_BUNDLES.c.absent.contains(name, autoescape=True))
         absent = _within(absent, _BUNDLES, since_ns, until_ns)
-        with self._asking() as connection:
+        with self.asking() as connection:
             found = {
                 row.tick_ns: Report(vantage_id, row.tick_ns, Status.MISSING)
                 for row in connection.execute(absent.limit(limit))
@@ -391,14 +430,14 @@ class History:
         query = _within(sa.select(_KINDS), _KINDS, since_ns, until_ns).order_by(_KINDS.c.kind)
         if kind:
             query = query.where(_KINDS.c.kind == kind)
-        with self._asking() as connection:
+        with self.asking() as connection:
             found = connection.execute(query.limit(limit)).all()
         return [KindRow(**(row._asdict() | {"sources": _sources(row.sources)})) for row in found]
 
     def service(self, service: str, *, since_ns: int = 0, until_ns: int = 0, limit: int = 100) -> list[ServiceRow]:
         """A service's ticks, newest first. until_ns: 0 for now."""
         query = _within(sa.select(_SERVICES), _SERVICES, since_ns, until_ns).where(_SERVICES.c.service == service)
-        with self._asking() as connection:
+        with self.asking() as connection:
             found = [row._asdict() for row in connection.execute(query.limit(limit))]
         return [
             ServiceRow(
@@ -411,13 +450,29 @@ class History:
             for row in found
         ]
 
+    def changes(self, *, tenant: str = "", since_ns: int = 0, until_ns: int = 0, limit: int = 100) -> list[ChangeRow]:
+        """The audit trail, newest first, of all tenants or one. until_ns: 0 for now."""
+        table = surplus_tables.CHANGES
+        query = _within(sa.select(table), table, since_ns, until_ns).order_by(table.c.tenant, table.c.what)
+        if tenant:
+            query = query.where(table.c.tenant == tenant)
+        with self.asking() as connection:
+            return [ChangeRow.of(row) for row in connection.execute(query.limit(limit))]
+
     @contextmanager
-    def _asking(self) -> Iterator[sa.Connection]:
+    def asking(self) -> Iterator[sa.Connection]:
+        """A connection to read with; HistoryError if the database does not answer."""
         try:
             with self._engine.connect() as connection:
                 yield connection
         except SQLAlchemyError as error:
             raise HistoryError(_advice(error, self._url)) from None
+
+
+def _trimmed(connection: sa.Connection, table: sa.Table) -> int:
+    """Where a table that is to lose a part of its time span begins then."""
+    first, last = connection.execute(sa.select(sa.func.min(table.c.tick_ns), sa.func.max(table.c.tick_ns))).one()
+    return int(first) + (int(last) - int(first)) // _PRUNE_SHARE + 1 if first is not None else 0
 
 
 def _within(query: _Select, table: sa.Table, since_ns: int, until_ns: int) -> _Select:

@@ -91,6 +91,8 @@ class BrokerCollector(Collector):
         yield from _fleet(known)
         yield from _fleet_decision(info.fleet)
         yield from _services(info.services)
+        if info.surplus.on:
+            yield from _surplus(info.surplus)
         if self._flows is not None:
             yield from _limiter(self._flows)
 
@@ -271,6 +273,44 @@ def _services(state: stream_pb2.ServicesState) -> Iterator[Metric]:
         "Times the services' windows could not be read from their file or written to it.",
         value=state.windows_failures,
     )
+
+
+def _surplus(state: stream_pb2.SurplusState) -> Iterator[Metric]:
+    states = GaugeMetricFamily("mvps_surplus_state", "1 for the state of a tenant.", labels=["tenant", "state"])
+    alerts = GaugeMetricFamily("mvps_surplus_alert", "1 while it is raised.", labels=["tenant", "alert"])
+    xi = GaugeMetricFamily("mvps_surplus_xi", "Xi of a tenant over its hosts.", labels=["tenant"])
+    hosts = GaugeMetricFamily("mvps_surplus_hosts", "Hosts of a tenant: in the last hour, and in its latest minute.",
+                              labels=["tenant", "told"])  # fmt: skip
+    rungs = GaugeMetricFamily("mvps_surplus_rung", "Rung of its ladder; -1 for none.", labels=["tenant"])
+    shares = GaugeMetricFamily("mvps_surplus_stage_share", "Share of its hosts.", labels=["tenant", "stage"])
+    held = GaugeMetricFamily("mvps_surplus_held", "1 while its policy waits to be released.", labels=["tenant"])
+    for one in state.tenants:
+        states.add_metric([one.tenant, one.state], 1)
+        for alert, up in (("BH-1", one.bh1), ("BH-2", one.bh2)):
+            alerts.add_metric([one.tenant, alert], up)
+        if one.HasField("xi"):
+            xi.add_metric([one.tenant], one.xi)
+        hosts.add_metric([one.tenant, "hour"], one.hosts)
+        hosts.add_metric([one.tenant, "minute"], one.told)
+        if one.HasField("policy"):
+            rungs.add_metric([one.tenant], one.policy.rung)
+            shares.add_metric([one.tenant, one.policy.stage], one.policy.share)
+            held.add_metric([one.tenant], bool(one.policy.held))
+    yield from (states, alerts, xi, hosts, rungs, shares, held)
+    health = CounterMetricFamily("mvps_surplus_health", "Hosts' minutes by what became of them.", labels=["outcome"])
+    minutes = CounterMetricFamily("mvps_surplus_minutes", "Tenants' minutes likewise.", labels=["outcome"])
+    changes = CounterMetricFamily("mvps_surplus_changes", "Audited changes by kind.", labels=["what"])
+    for family, counts in ((health, state.health), (minutes, state.minutes), (changes, state.changes)):
+        for outcome, count in sorted(counts.items()):
+            family.add_metric([outcome], count)
+        yield family
+    yield GaugeMetricFamily(
+        "mvps_surplus_policies_refused", "Files of policies that do not count.", len(state.refused_policies)
+    )
+    yield CounterMetricFamily(
+        "mvps_surplus_unhanded", "Times a host had more policies than one answer carries.", value=state.unhanded
+    )
+    yield GaugeMetricFamily("mvps_surplus_failing", "1 while rungs and stages are not kept.", bool(state.keep_error))
 
 
 def _fleet(known: list[stream_pb2.VantageSummary]) -> Iterator[Metric]:

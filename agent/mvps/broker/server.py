@@ -46,12 +46,17 @@ from mvps.broker.service_watch import ServiceView, ServiceWatch
 from mvps.broker.settings import BrokerSettings
 from mvps.broker.state import FleetState, without_baselines
 from mvps.broker.store import NOTHING, CounterKey, Store
+from mvps.broker.surplus_answers import changes, surplus_state
+from mvps.broker.surplus_settings import SurplusSettings
+from mvps.broker.surplus_tables import IncidentRow
+from mvps.broker.surplus_watch import Order, Rows, SurplusWatch, check_words
 from mvps.broker.tables import StoreError
 from mvps.broker.ticks import Ticks
 from mvps.coupling import drift
 from mvps.coupling.drift import DriftTransfer
 from mvps.limiter.flows import Flows
 from mvps.robust.fleet import Evidence as Against
+from mvps.surplus.packets import Incident, parse
 from mvps.trust import limits
 from mvps.trust.epochs import Epochs
 from mvps.trust.gate import SCHEMA_VERSION, Batch, Run
@@ -62,6 +67,8 @@ from mvps.trust.tls import ServerTls, TlsError
 from mvps.v1 import stream_pb2 as pb
 
 _HISTORY_DEFAULT: Final = 100
+# Of policies in one answer, all its vantages together, but for the last one; the others wait for their next.
+_HANDED_BYTES: Final = 256 * 1024
 _HISTORY_MESSAGE_BYTES: Final = 3 * 1024 * 1024
 _MAX_TRANSFER_BYTES: Final = 64 * 1024
 
@@ -120,6 +127,11 @@ class Broker:
             on_joined=self._joined,
             keep=settings.database.with_name(f"{settings.database.name}.services"),
             transfers=transfers,
+        )
+        self.surplus_watch: Final = SurplusWatch(
+            settings.surplus,
+            on_rows=self._governed,
+            keep=settings.database.with_name(f"{settings.database.name}.tenants"),
         )
         self.answers: Final = Answers(self._history)
         self.flows: Flows | None = None
@@ -187,6 +199,7 @@ class Broker:
             loop.create_task(self.ticks.run()),
             loop.create_task(self.fleet_watch.run()),
             *([loop.create_task(self.service_watch.run())] if self.settings.service else []),
+            *([loop.create_task(self.surplus_watch.run())] if self.settings.surplus else []),
             *([loop.create_task(self.flows.run())] if self.flows is not None else []),
         ]
         if self._rechecker is not None:
@@ -301,7 +314,7 @@ class Broker:
                     del self._connected[name]
 
     async def _answer(self, context: Context, stream: int, peer: str, names: set[str]) -> None:
-        sealers = _AckSealers(self._watch.epochs)
+        sealers = _AckSealers(self._watch.epochs, self.surplus_watch)
         nonce = b""
         passed_on = -1  # newest epoch this sender knows or was told of
         deadline = asyncio.get_running_loop().time() + self.settings.first_item_timeout_s
@@ -434,6 +447,7 @@ class Broker:
         self._note_evidence(admitted, now_ns)
         self._observe_settled(admitted, now_ns)
         self.service_watch.observe(batch, admitted.runs)
+        self.surplus_watch.observe(batch)
         if self._rechecker is not None:
             self._rechecker.offer(batch)
 
@@ -466,6 +480,15 @@ class Broker:
         """Services had a joint tick: into the history."""
         if self._history is not None:
             self._history.put_services(service_rows(views))
+
+    def _governed(self, rows: Rows) -> None:
+        """Tenants were told of or decided: into the history."""
+        if self._history is None:
+            return
+        self._history.put_health(rows.health)
+        self._history.put_tenants(rows.tenants)
+        self._history.put_changes(rows.changes)
+        self._history.put_policies(rows.policies)
 
     def _mismatch(self, name: CounterKey) -> None:
         """A decision that was recomputed differs."""
@@ -526,6 +549,7 @@ class Broker:
             history=pb.History(**self._history.status()._asdict()) if self._history is not None else None,
             fleet=fleet_state(self.fleet_watch),
             services=services_state(self.service_watch),
+            surplus=surplus_state(self.surplus_watch),
             store=pb.StoreRoom(
                 bytes=self._store.bytes,
                 max_bytes=self._store.max_bytes,
@@ -534,6 +558,26 @@ class Broker:
                 retention_s=self.settings.retention_s,
             ),
         )
+
+    async def order_surplus(self, request: pb.OrderSurplusRequest) -> pb.OrderSurplusResponse:
+        """Answer to OrderSurplus; ValueError if it cannot be carried out."""
+        if self.settings.surplus is None:
+            raise ValueError("this broker watches no tenants: it has no [surplus] in its settings")
+        made = await self.surplus_watch.order(
+            Order(request.tenant, request.what, request.to, request.who.strip(), request.why.strip())
+        )
+        return pb.OrderSurplusResponse(changes=changes(made))
+
+    def record_incident(self, request: pb.RecordIncidentRequest) -> pb.RecordIncidentResponse:
+        """Answer to RecordIncident; ValueError if it is none."""
+        if self._history is None:
+            raise ValueError('this broker keeps no history (history = "none"): there is no place for incidents')
+        who = request.who.strip()
+        if not who:
+            raise ValueError("an incident needs the name of who records it")
+        check_words(who, "")
+        self._history.put_incident(IncidentRow(time.time_ns(), parse(request.incident, Incident), who))
+        return pb.RecordIncidentResponse()
 
     def vantages(self) -> pb.ListVantagesResponse:
         """Answer to ListVantages, sorted by name."""
@@ -568,16 +612,22 @@ class Broker:
 
 
 class _AckSealers:
-    """Seals the answers of one stream: one seal for each vantage and epoch of a batch."""
+    """Seals the answers of one stream: one seal for each vantage and epoch of a batch.
 
-    def __init__(self, epochs: Epochs) -> None:
+    What a host is to know of its tenants' policies goes along under its seal, once on every stream after each change.
+    """
+
+    def __init__(self, epochs: Epochs, surplus: SurplusWatch) -> None:
         self._epochs = epochs
+        self._surplus = surplus
+        self._handed: dict[str, int] = {}  # vantage -> serial of what it was told last
         self._counter = StreamCounter()
         self._sealers: dict[tuple[str, int], tuple[SealingKey, Sealer]] = {}
 
     def seal(self, batch: Batch) -> pb.AckBatch:
         """The answer to a batch. Without the part of a vantage that was revoked since it was judged."""
         answer = pb.AckBatch()
+        room = _HANDED_BYTES
         for vantage_id, epoch_id, acks in batch.acks():
             try:
                 key = self._epochs.sealing_key(vantage_id, epoch_id, Purpose.CONTROL)
@@ -589,9 +639,22 @@ class _AckSealers:
                     self._sealers.clear()
                 held = (key, Sealer(key, vantage_id, Purpose.CONTROL, self._counter, epoch_id=epoch_id))
                 self._sealers[vantage_id, epoch_id] = held
-            header, body, tag = held[1].seal(acks, tick=0, lane=Lane.LIVE)
+            policies = self._policies(vantage_id) if room > 0 else b""
+            room -= len(policies)
+            header, body, tag = held[1].seal(acks + policies, tick=0, lane=Lane.LIVE)
             answer.sealed.add(header=header, body=body, tag=tag)
         return answer
+
+    def _policies(self, vantage_id: str) -> bytes:
+        """Another part of a serialised Acks."""
+        serial = self._surplus.serial
+        if serial == self._handed.get(vantage_id, 0):
+            return b""
+        if len(self._handed) >= limits.MAX_BATCH_ITEMS:
+            self._handed.clear()
+        self._handed[vantage_id] = serial
+        handed = self._surplus.handed(vantage_id)
+        return pb.Acks(policies=handed).SerializeToString() if handed else b""
 
 
 def _transfers(services: Sequence[ServiceSettings]) -> dict[str, DriftTransfer]:
@@ -614,8 +677,15 @@ def _open_history(settings: BrokerSettings) -> History | None:
     url = settings.history_url()
     if not url:
         return None
+    surplus = settings.surplus or SurplusSettings.model_validate({})
     try:
-        return History(url, retention_s=settings.history_retention_s, max_bytes=settings.history_max_mib << 20)
+        return History(
+            url,
+            retention_s=settings.history_retention_s,
+            minutes_retention_s=surplus.minutes_retention_days * 86400,
+            audit_retention_s=surplus.audit_retention_days * 86400,
+            max_bytes=settings.history_max_mib << 20,
+        )
     except HistoryError as error:
         raise BrokerError(str(error)) from None
 

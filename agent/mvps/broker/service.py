@@ -70,6 +70,12 @@ class Served(Protocol):
     def history(self, request: pb.GetHistoryRequest, /) -> Awaitable[pb.GetHistoryResponse]:
         """Answer to GetHistory."""
 
+    def order_surplus(self, request: pb.OrderSurplusRequest, /) -> Awaitable[pb.OrderSurplusResponse]:
+        """Answer to OrderSurplus; ValueError if it cannot be carried out."""
+
+    def record_incident(self, request: pb.RecordIncidentRequest, /) -> pb.RecordIncidentResponse:
+        """Answer to RecordIncident; ValueError if it is none."""
+
 
 class Service:
     """The methods of mvps.v1.Broker for one broker.
@@ -94,6 +100,10 @@ class Service:
             "GetVantage": (self._get_vantage, pb.GetVantageRequest),
             "ListFleetDecisions": (self._list_fleet_decisions, pb.ListFleetDecisionsRequest),
             "ListServiceTicks": (self._list_service_ticks, pb.ListServiceTicksRequest),
+            "ListSurplusChanges": (self._list_surplus_changes, pb.ListSurplusChangesRequest),
+            "GetSurplusReport": (self._get_surplus_report, pb.GetSurplusReportRequest),
+            "OrderSurplus": (self._order_surplus, pb.OrderSurplusRequest),
+            "RecordIncident": (self._record_incident, pb.RecordIncidentRequest),
         }
         methods = {
             name: grpc.unary_unary_rpc_method_handler(
@@ -146,6 +156,40 @@ class Service:
         self, request: pb.ListServiceTicksRequest, context: Context
     ) -> pb.ListServiceTicksResponse:
         return await self._ask(self._broker.answers.service_ticks, request, context)
+
+    async def _list_surplus_changes(
+        self, request: pb.ListSurplusChangesRequest, context: Context
+    ) -> pb.ListSurplusChangesResponse:
+        return await self._ask(self._broker.answers.surplus_changes, request, context)
+
+    async def _get_surplus_report(
+        self, request: pb.GetSurplusReportRequest, context: Context
+    ) -> pb.GetSurplusReportResponse:
+        return await self._ask(self._broker.answers.surplus_report, request, context)
+
+    async def _order_surplus(self, request: pb.OrderSurplusRequest, context: Context) -> pb.OrderSurplusResponse:
+        await self._operators_only(context)
+        try:
+            return await self._broker.order_surplus(request)
+        except ValueError as error:
+            await abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+
+    async def _record_incident(self, request: pb.RecordIncidentRequest, context: Context) -> pb.RecordIncidentResponse:
+        await self._operators_only(context)
+        try:
+            return self._broker.record_incident(request)
+        except ValueError as error:
+            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+    async def _operators_only(self, context: Context) -> None:
+        operator = self._is_operator(context)
+        await self._local_only(context)
+        if not operator:
+            await abort(
+                context,
+                grpc.StatusCode.PERMISSION_DENIED,
+                "orders are for operators: give them on operator_socket, or with a certificate that operators names",
+            )
 
     async def _ask(self, question: Callable[[_Q], _A], request: _Q, context: Context) -> _A:
         await self._local_only(context)

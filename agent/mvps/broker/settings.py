@@ -10,6 +10,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mvps.broker.service_settings import MAX_SERVICES, ServiceSettings, check_services
+from mvps.broker.surplus_settings import SurplusSettings
 from mvps.trust.limits import MAX_VANTAGES
 from mvps.trust.replay import Window
 
@@ -89,6 +90,10 @@ class BrokerSettings(BaseModel):
         (), max_length=MAX_SERVICES, description="services whose network and AI surfaces are watched together"
     )
 
+    surplus: SurplusSettings | None = Field(
+        None, description="tenants of serving engines, what they are told, and policies for them; none: no watch"
+    )
+
     @field_validator("service")
     @classmethod
     def _services(cls, services: tuple[ServiceSettings, ...]) -> tuple[ServiceSettings, ...]:
@@ -122,6 +127,12 @@ class BrokerSettings(BaseModel):
     def _operators_have_a_socket_of_their_own(self) -> Self:
         if self.operator_socket is not None and self.listen == f"unix:{self.operator_socket}":
             raise ValueError("operator_socket and listen are one path: what is for operators needs a socket of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _what_governs_is_audited(self) -> Self:
+        if self.surplus is not None and self.history == "none":
+            raise ValueError('surplus writes an audit trail into the history: history = "none" leaves no place for it')
         return self
 
     def window(self) -> Window:

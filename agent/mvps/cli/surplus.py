@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from mvps.cli import exits
+from mvps.cli import exits, surplus_fleet
 from mvps.cli.actions import actions_of, read
 from mvps.cli.settings import add_socket_option
 
@@ -65,9 +65,13 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
         "policy",
         "check a policy file; without one, print an example",
         "examples:\n  mvps surplus policy > acme.json\n  mvps surplus policy acme.json\n"
+        "  mvps surplus policy acme.toml --host gpu-1 --host gpu-2     when it comes into force where\n"
         "exit codes: 0 it can be used, 2 it cannot",
     )
-    policy.add_argument("file", type=Path, nargs="?", metavar="FILE", help="one policy.v1 as JSON")
+    policy.add_argument("file", type=Path, nargs="?", metavar="FILE", help="one policy.v1 as JSON, or NAME.toml")
+    policy.add_argument(
+        "--host", metavar="NAME", action="append", default=[], help="of a tenant's hosts; may be repeated"
+    )
     schema = add(
         "schema",
         "print the JSON Schema of a kind of packet",
@@ -78,6 +82,7 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
         action.add_argument("--json", action="store_true", help="one JSON object")
     for action in (status, explain):
         add_socket_option(action)
+    surplus_fleet.declare(add)
     parser.epilog = (
         "examples:\n  mvps surplus status\n  mvps surplus explain acme\n  mvps surplus replay engine.record\n"
         "exit codes: see mvps surplus ACTION --help"
@@ -87,7 +92,7 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run one action."""
     actions = {"status": _status, "explain": _explain, "replay": _replay, "policy": _policy, "schema": _schema}
-    return actions[arguments.action](arguments)
+    return actions.get(arguments.action, surplus_fleet.run)(arguments)
 
 
 def _asked(arguments: argparse.Namespace) -> SurplusStatusResponse:
@@ -111,7 +116,8 @@ def _status(arguments: argparse.Namespace) -> int:
     answer = _asked(arguments)
     if arguments.json:
         document = MessageToDict(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-        print(json.dumps(document | {"health": [json.loads(line) for line in answer.health]}, indent=2))
+        lines = {"health": answer.health, "policies": answer.policies}
+        print(json.dumps(document | {name: [json.loads(line) for line in of] for name, of in lines.items()}, indent=2))
         return _code(answer.tenants)
     if not answer.engines and not answer.tenants:
         print("no engine has connected to this agent")
@@ -124,9 +130,26 @@ def _status(arguments: argparse.Namespace) -> int:
     if answer.tenants:
         heads = ("tenant", "state", "lambda", "nats a token", "spread", "looks ahead", "alerts")
         print(_indent(view.table([heads, *(_tenant_row(one) for one in answer.tenants)])))
+    for line in answer.policies:
+        print(_policy_line(json.loads(line), answer))
     print("pressure: " + (_named(answer.pressure, ".2f") or "not known"))
     print("refused: " + (_named(answer.refused, "d") or "nothing"))
     return _code(answer.tenants)
+
+
+def _policy_line(policy: dict[str, Any], answer: SurplusStatusResponse) -> str:
+    """One line for a policy that a broker handed to this host."""
+    issue = policy["issue"]
+    tenant = issue["tenant"]
+    rung = f"R{issue['rung']}" if issue["rung"] >= 0 else "no rung"
+    if tenant in answer.applied:
+        use = "applied: it bounds what engines are told"
+    elif answer.policy == "apply" and policy["dry_run"]:
+        use = "not applied: a dry run, or not in force on this host"
+    else:
+        use = f"shown only ([engines] policy = {answer.policy})"
+    asks = f"; asks for {', '.join(issue['actions'])}" if issue["actions"] else ""
+    return f"policy of {tenant}: v{policy['version']}, {issue['stage']}, {rung}; {use}{asks}"
 
 
 def _engine_row(one: EngineState) -> tuple[str, ...]:
@@ -310,33 +333,48 @@ def _policy(arguments: argparse.Namespace) -> int:
     if arguments.file is None:
         print(json.dumps(_EXAMPLE, indent=2))
         return exits.OK
-    import numpy as np
-
     from mvps.cli import view
-    from mvps.surplus.packets import MAX_LINE_BYTES, Policy, parse, render
-    from mvps.surplus.policy import ACTIONS, Ladder, Rung, routing_shares
+    from mvps.surplus.governance import policy_from
+    from mvps.surplus.packets import MAX_LINE_BYTES, digest, render
+    from mvps.surplus.policy import ACTIONS, Rung
+    from mvps.surplus.rollout import slice_of, steps
 
     try:
-        policy = parse(read(arguments.file, MAX_LINE_BYTES), Policy)
-        routing = policy.routing
-        even = np.full(len(routing.providers), 1.0 / len(routing.providers))
-        routing_shares(even, routing.max_provider_share, routing.min_spread)
+        policy = policy_from(read(arguments.file, MAX_LINE_BYTES), toml=arguments.file.suffix == ".toml")
     except ValueError as error:
         raise exits.Failure(exits.USAGE, f"{arguments.file}: {error}") from None
-    highest = Ladder(policy.tenant).highest
+    routing = policy.routing
+    slices = {
+        tenant: [(step, sorted(slice_of(arguments.host, tenant, policy.version, step.share))) for step in places]
+        for tenant, places in ((tenant, steps(policy.rollout)) for tenant in policy.members)
+    }
+    highest = Rung(policy.ladder.highest)
     if arguments.json:
         ladder = {rung.name: list(ACTIONS[rung]) for rung in Rung if rung is not Rung.NONE}
-        print(json.dumps({"policy": json.loads(render(policy)), "ladder": ladder, "highest": highest.name}, indent=2))
+        document = {"policy": json.loads(render(policy)), "digest": digest(policy), "ladder": ladder}
+        places = {name: [[step.stage, step.share, on] for step, on in one] for name, one in slices.items()}
+        print(json.dumps(document | {"highest": highest.name, "slices": places}, indent=2))
         return exits.OK
     mode = "a dry run: nothing is done, and it is said what would be" if policy.dry_run else "in force"
     print(f"{policy.tenant}, version {policy.version}: {mode}")
-    caps = {name: value for name, value in policy.caps if value is not None}
-    print("caps: " + (", ".join(f"{name} {value:g}" for name, value in caps.items()) or "none"))
+    caps = {name: value for name, value in policy.caps if value is not None and name != "soft"}
+    print(
+        "caps: "
+        + (", ".join(f"{name} {value:g}" for name, value in caps.items()) or "none")
+        + f"; {policy.caps.soft:.0%} of them is where to slow down"
+    )
     print(
         f"routing: {len(routing.providers)} providers, each at most {routing.max_provider_share:.0%}, "
         f"spread at least {routing.min_spread:g}"
     )
     print(f"kept for {policy.privacy.retention_days} days")
+    stages = ", ".join(f"{step.stage.value} {step.share:.0%}" for step in steps(policy.rollout))
+    print(f"rollout: {stages}; {policy.rollout.soak_minutes} minutes of soak before each next stage")
+    if policy.tenants:
+        print(f"tenants of the class: {', '.join(policy.tenants)}")
+    for tenant, places_of in slices.items():
+        for step, hosts in places_of[1:] if arguments.host else []:
+            print(f"{tenant}, {step.stage.value} {step.share:.0%}: in force on {', '.join(hosts)}")
     rows = [(f"R{rung.value}", rung.name, ", ".join(ACTIONS[rung])) for rung in Rung if rung is not Rung.NONE]
     print(view.table(rows))
     print(f"above {highest.name} it takes an operator")

@@ -309,6 +309,9 @@ class EnginesSection(_Section):
     max_streams: int = _setting(
         8, "Engines that may be connected at a time, over local.socket. 0: none.", unit="at most 16", ge=0, le=16
     )
+    policy: Literal["off", "advice", "apply"] = _setting(
+        "advice", "A broker's policies: off (refused), advice (shown only), apply (they bound what engines are told)."
+    )
 
 
 class LogSection(_Section):

@@ -4,7 +4,8 @@
 A stream of the local API is one hash chain of ``cap.v1`` lines. Every batch is verified before anything of it counts,
 and a line that does not follow, or holds what its schema does not know, ends the stream. What is kept of the packets
 are sums per minute and tenant (:mod:`mvps.surplus.minutes`); the chains' heads travel in the host's sealed snapshots,
-so that whoever has the lines can prove that they are all there.
+so that whoever has the lines can prove that they are all there. So does the health of every minute that was closed
+(:mod:`mvps.surplus.sealed_health`), which is how a broker hears of it.
 
 Limits: a message of the local API's size, lines a batch, streams, tenants, packets a second; what is refused is counted
 by cause. Batches are verified in their stream's own thread; the lock is held for adding up, never across I/O.
@@ -19,25 +20,29 @@ import logging
 import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from mvps.daemon import log
 from mvps.daemon.metrics import phase_name
 from mvps.daemon.state import EngineFigures, TenantFigures
-from mvps.surplus.minutes import MAX_TENANTS, PHASES, Directive, Load, Minutes
+from mvps.surplus import sealed_health
+from mvps.surplus.minutes import MAX_TENANTS, PHASES, Bound, Directive, Load, Minutes
 from mvps.surplus.packets import (
     Cap,
     Chain,
     ChainError,
     HealthMinute,
     PacketError,
+    Policy,
     State,
     checked_name,
     follow,
     heads_digest,
+    parse,
     render,
 )
 from mvps.v1 import local_pb2 as pb
@@ -50,6 +55,12 @@ EXTENSION: Final = "mvps.surplus/heads"
 MAX_LINES: Final = 64
 # Streams that ended and whose heads have not been sealed yet are kept beside those that are open.
 MAX_STREAMS_KEPT: Final = 64
+# What a broker may say of policies at a time, how far its clock may be ahead, and how long what it says may hold.
+MAX_POLICY_BYTES: Final = 64 * 1024
+_POLICY_AHEAD: Final = timedelta(seconds=60)
+_POLICY_LASTS: Final = timedelta(minutes=10)
+# Minutes that wait for a snapshot: all tenants' for four of them.
+MAX_HEALTH_WAITING: Final = 4 * MAX_TENANTS
 FLUSH_NS: Final = 250_000_000
 PACKETS_PER_S: Final = 2000.0
 _BURST_S: Final = 1.0
@@ -82,7 +93,8 @@ class Engines:
     """What the engines of one host send, and what they are told. Any thread may call.
 
     tick_ns: T; engines ask at least so often, so that a change reaches them within one tick.
-    most: streams that may be open at a time.
+    most: streams that may be open at a time. host: its vantage id. policy: what becomes of a broker's policies, "off",
+    "advice" or "apply".
     clock: wall clock in nanoseconds. steady: seconds of a clock that is never set.
     """
 
@@ -92,6 +104,8 @@ class Engines:
         most: int,
         clock: Callable[[], int] = time.time_ns,
         steady: Callable[[], float] = time.monotonic,
+        host: str = "",
+        policy: str = "advice",
     ) -> None:
         self._clock = clock
         self._steady = steady
@@ -104,6 +118,11 @@ class Engines:
         self._packets = 0
         self._refused: Counter[str] = Counter()
         self._states: dict[str, State] = {}
+        self._health: deque[bytes] = deque()
+        self._host = host
+        self._mode = policy
+        self._policies: dict[str, Policy] = {}
+        self._handed = b""
 
     def open(self, name: str) -> Stream:
         """A new stream, whose chain has this name. Refused for want of room or of a name of its own."""
@@ -140,6 +159,7 @@ class Engines:
         load = _load(batch.load) if batch.HasField("load") else stream.load
         now = self._clock()
         with self._lock:
+            self._bind(now)
             if batch.HasField("load") and load is None:
                 self._refused["load"] += 1
             # The engine counts from its stream's beginning, and does not count backwards.
@@ -180,19 +200,78 @@ class Engines:
             stream.load = None
 
     def tick(self, snapshot: Snapshot, observations: Mapping[str, Observation], elapsed_ns: int) -> None:
-        """One tick of the host: its pressure is noted, and heads that moved go into the snapshot."""
+        """One tick of the host: its pressure is noted; heads that moved and closed minutes go into the snapshot."""
         flows = host_flows(snapshot, observations, elapsed_ns)
         now = self._clock()
         with self._lock:
+            self._bind(now)
             self._minutes.note_host(flows, now)
             closed = self._close_due(now)
             moved = [stream for stream in self._streams.values() if stream.chain.length > stream.sealed]
             heads = [stream.chain for stream in moved]
             for stream in moved:
                 stream.sealed = stream.chain.length
+            health = sealed_health.pack(self._health)
         self._tell(closed)
         if heads:
             snapshot.extensions[EXTENSION] = sealed_heads(heads)
+        if health:
+            snapshot.extensions[sealed_health.NAME] = health
+
+    def hand(self, policies: bytes) -> None:
+        """What a broker said last of the policies of this host's tenants: all that hold; b"" for nothing.
+
+        It came under the broker's seal for this host. What is not for this host, has expired or is no policy is refused
+        and counted by cause; what was in force before it ends.
+        """
+        if policies is self._handed or not policies:
+            return
+        self._handed = policies
+        found, refused = self._read_policies(policies)
+        with self._lock:
+            for tenant, held in self._policies.items():
+                if tenant in found and _issued(found[tenant]) < _issued(held):
+                    refused["policy_old"] += 1
+                    found[tenant] = held
+            self._refused.update(refused)
+            self._policies = found
+            self._bind(self._clock())
+
+    def _read_policies(self, data: bytes) -> tuple[dict[str, Policy], Counter[str]]:
+        """Those that count, and what does not, by cause."""
+        refused: Counter[str] = Counter()
+        found: dict[str, Policy] = {}
+        lines = data.split(b"\n")
+        if self._mode == "off" or len(data) > MAX_POLICY_BYTES or len(lines) > MAX_TENANTS:
+            refused["policy_off" if self._mode == "off" else "policy_size"] += 1
+            return found, refused
+        now = _at(self._clock())
+        for line in lines:
+            try:
+                policy = parse(line, Policy)
+            except PacketError:
+                refused["policy_schema"] += 1
+                continue
+            issue = policy.issue
+            if issue is None or issue.host != self._host or issue.tenant not in policy.members:
+                refused["policy_host"] += 1
+            elif not issue.issued_at - _POLICY_AHEAD <= now < issue.expires_at <= issue.issued_at + _POLICY_LASTS:
+                refused["policy_expired"] += 1
+            else:
+                found[issue.tenant] = policy
+        return found, refused
+
+    def _bind(self, now_ns: int) -> None:
+        """What the policies that hold and are in force allow, if this agent applies them; under the lock."""
+        if not (self._policies or self._minutes.bounds):
+            return
+        now = _at(now_ns)
+        self._policies = {name: one for name, one in self._policies.items() if one.issue and now < one.issue.expires_at}
+        self._minutes.bounds = {
+            name: Bound(one.control.lam_min, one.control.lam_max, one.issue.kl_budget, one.issue.rung >= 0)
+            for name, one in self._policies.items()
+            if self._mode == "apply" and not one.dry_run and one.issue is not None and one.issue.in_slice
+        }
 
     def figures(self) -> EngineFigures:
         """For metrics."""
@@ -230,7 +309,11 @@ class Engines:
                     running, waiting, slots, kv_cache = stream.load
                     shown.load.running, shown.load.waiting, shown.load.slots = int(running), int(waiting), int(slots)
                     shown.load.kv_cache_use = kv_cache
+            answer.policy = self._mode
+            answer.applied.extend(sorted(self._minutes.bounds))
+            policies = [one for _, one in sorted(self._policies.items())]
             healths = [self._minutes.health(name) for name in self._minutes.tenants]
+        answer.policies.extend(map(render, policies))
         answer.health.extend(render(health) for health in healths if health)
         return answer
 
@@ -245,6 +328,11 @@ class Engines:
             return []
         heads = heads_digest({name: stream.chain.head for name, stream in self._streams.items()})
         closed = self._minutes.close_due(now, self._loads(), heads)
+        for one in closed:
+            if len(self._health) >= MAX_HEALTH_WAITING:
+                self._health.popleft()
+                self._refused["health_unsent"] += 1
+            self._health.append(render(one))
         # What ended is sealed, and in this minute's health for the last time.
         for name, stream in list(self._streams.items()):
             if not stream.connected and stream.sealed == stream.chain.length:
@@ -270,6 +358,14 @@ class Engines:
         with self._lock:
             self._refused[cause] += 1
         raise Refused(message, full=full)
+
+
+def _issued(policy: Policy) -> datetime:
+    return policy.issue.issued_at if policy.issue is not None else datetime.min.replace(tzinfo=UTC)
+
+
+def _at(ns: int) -> datetime:
+    return datetime.fromtimestamp(ns / 1e9, UTC)
 
 
 def host_flows(snapshot: Snapshot, observations: Mapping[str, Observation], elapsed_ns: int) -> dict[str, float]:

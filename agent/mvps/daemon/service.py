@@ -91,6 +91,9 @@ class Uplink(Protocol):
     def records(self) -> Sequence[SnapshotRecord]:
         """Recent snapshots and what became of them, oldest first."""
 
+    def policies(self) -> bytes:
+        """What the broker said last of the policies of this host's tenants; b"" for nothing."""
+
     def retarget(self, target: str) -> None:
         """Send to another broker from now on."""
 
@@ -109,6 +112,10 @@ class NoUplink:
     def losses(self) -> Mapping[str, int]:
         """None: nothing is sealed."""
         return {}
+
+    def policies(self) -> bytes:
+        """Nobody says anything."""
+        return b""
 
     def refresh(self) -> None:
         """Nothing to read."""
@@ -333,6 +340,8 @@ class Agent:
             engines.tick(snapshot, observations, tick.elapsed_ns)
         snapshot.lateness_ns = max(time.time_ns() - tick.due_ns, 0)
         self.uplink.submit(self._composer.body(snapshot, self._current_baselines()), tick.index)
+        if engines is not None:
+            engines.hand(self.uplink.policies())
 
         self._ticks += 1
         self._lateness.add(tick.lateness_ns / 1e9)
@@ -474,7 +483,13 @@ class Agent:
             if self._engines is None:
                 from mvps.daemon.engines import Engines  # and with it the packets' schemas
 
-                self._engines = Engines(self.settings.tick_ns, self.settings.engines.max_streams)
+                chosen = self.settings.engines
+                self._engines = Engines(
+                    self.settings.tick_ns,
+                    chosen.max_streams,
+                    host=self.settings.vantage_id,
+                    policy=chosen.policy,
+                )
             return self._engines
 
     def engine_status(self) -> SurplusStatusResponse:

@@ -131,6 +131,10 @@ class BrokerUplink:
         """Recent snapshots and what became of them, oldest first."""
         return [_record(record) for record in self._client.records()]
 
+    def policies(self) -> bytes:
+        """What the broker said last of the policies of this host's tenants; b"" for nothing."""
+        return self._client.policies
+
     def retarget(self, target: str) -> None:
         """Send to another broker from now on. ValueError for none: what is queued would be stuck."""
         if not target:

@@ -139,6 +139,7 @@ class StreamClient:
         self._forged = 0
         self._streams = 0
         self._last_ack_ns = 0
+        self._policies = b""
         self._clock_offset_ns: int | None = None
         self._answered = False  # in the current stream
         self._loop = asyncio.new_event_loop()
@@ -159,6 +160,11 @@ class StreamClient:
         """Hand over a sealed snapshot. Never waits for the network or the disk."""
         self._ledger.add(sealed)
         self._wake()
+
+    @property
+    def policies(self) -> bytes:
+        """What the broker said last of the policies of this host's tenants, under its seal; b"" for nothing."""
+        return self._policies
 
     def status(self) -> StreamStatus:
         """Where things stand."""
@@ -403,6 +409,8 @@ class StreamClient:
         self._progress = time.monotonic()
         self._last_ack_ns = time.time_ns()
         self._clock_offset_ns = header.time_ns - self._last_ack_ns
+        if acks.policies:
+            self._policies = acks.policies
         return header.counter
 
     def _take_ack(self, ack: pb.Ack) -> None:

@@ -75,6 +75,15 @@ class Directive(NamedTuple):
     look_ahead: bool
 
 
+class Bound(NamedTuple):
+    """What a policy allows engines to be told: lambda from least to most, at most so many nats a token."""
+
+    lam_least: float
+    lam_most: float
+    kl_most: float
+    look_ahead: bool
+
+
 @dataclass(slots=True)
 class Tally:
     """One tenant's packets of one minute, added up."""
@@ -143,6 +152,8 @@ class Minutes:
         self._host: dict[int, dict[str, tuple[int, float]]] = {}
         self._tenants: dict[str, _Tenant] = {}
         self._backlog = math.nan
+        # By tenant; whoever sets them sees to it that they end.
+        self.bounds: dict[str, Bound] = {}
 
     def take(self, caps: Iterable[Cap], now_ns: int) -> None:
         """Add packets to their minutes."""
@@ -230,10 +241,16 @@ class Minutes:
         schedule, verdict, limits = one.schedule, one.verdict, one.triggers
         lam = schedule.rule.base if math.isnan(schedule.lam) else schedule.lam
         budget = schedule.budgets.green if math.isnan(schedule.budget) else schedule.budget
+        ordered = False
+        if (bound := self.bounds.get(tenant)) is not None:
+            # Inside the host's own bounds whatever the policy says, and never more nats than its own schedule has.
+            lam = min(max(lam, bound.lam_least), bound.lam_most)
+            lam = min(max(lam, schedule.rule.least), schedule.rule.most)
+            budget, ordered = min(budget, bound.kl_most), bound.look_ahead
         box = math.sqrt(2.0 * budget)
         if verdict is None:
-            return Directive(tenant, lam, budget, box, one.spread, Band.GREEN, False, False, False)
-        look = one.star > limits.ssi or verdict.crp_score > limits.crp or verdict.sse < limits.sse
+            return Directive(tenant, lam, budget, box, one.spread, Band.GREEN, False, False, ordered)
+        look = ordered or one.star > limits.ssi or verdict.crp_score > limits.crp or verdict.sse < limits.sse
         return Directive(tenant, lam, budget, box, verdict.sse, verdict.band, verdict.bh1, verdict.bh2, look)
 
     def _follow_clock(self, now_ns: int) -> None:

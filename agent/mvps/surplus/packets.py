@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -198,26 +199,40 @@ class HealthMinute(Packet):
 
 
 class Caps(Packet):
-    """Hard limits; null is none."""
+    """Hard limits; null is none. soft: share of each at which to warn and to slow down."""
 
     qps: Amount | None = None
     tok_max: Count | None = None
     tool_per_min: Amount | None = None
+    soft: Share = 0.8
 
 
 class Routing(Packet):
-    """Providers and how traffic may be spread over them."""
+    """Providers and how traffic may be spread over them.
+
+    shares: what is wanted while nothing presses, one per provider; null: even. floor: least share of each.
+    handoff_cost, handoff_stress: cost of a handoff between agents, cost (1 + stress max(SSI*, CRP)).
+    """
 
     providers: Annotated[list[Name], Field(min_length=1, max_length=256)]
     min_spread: Share = 0.0
     max_provider_share: Share = 1.0
+    shares: Annotated[list[Share], Field(max_length=256)] | None = None
+    floor: Share = 0.0
+    handoff_cost: Amount = 0.0
+    handoff_stress: Amount = 0.0
 
     @model_validator(mode="after")
     def _feasible(self) -> Routing:
-        if len(set(self.providers)) != len(self.providers):
+        count = len(self.providers)
+        if len(set(self.providers)) != count:
             raise ValueError("a provider is named twice")
-        if len(self.providers) * self.max_provider_share < 1.0:
-            raise ValueError(f"{len(self.providers)} providers of at most {self.max_provider_share} each are not 1")
+        if count * self.max_provider_share < 1.0:
+            raise ValueError(f"{count} providers of at most {self.max_provider_share} each are not 1")
+        if count * self.floor > 1.0 or self.floor > self.max_provider_share:
+            raise ValueError(f"{count} providers of at least {self.floor} each do not fit")
+        if self.shares is not None and (len(self.shares) != count or sum(self.shares) <= 0.0):
+            raise ValueError(f"shares are {count} numbers, one per provider, and not all 0")
         return self
 
 
@@ -234,17 +249,157 @@ class Privacy(Packet):
     retention_days: Annotated[int, Field(ge=1, le=3650)] = 14
 
 
+class Thresholds(Packet):
+    """Xi of the whole tenant from which on each band begins."""
+
+    caution: Share = 0.35
+    action: Share = 0.55
+    emergency: Share = 0.75
+
+    @model_validator(mode="after")
+    def _rising(self) -> Thresholds:
+        if not self.caution < self.action < self.emergency:
+            raise ValueError("bands begin in the order caution, action, emergency")
+        return self
+
+
+class Control(Packet):
+    """Between which bounds lambda may be, and the trust region's largest budget in nats by band."""
+
+    lam_min: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
+    lam_max: Annotated[float, Field(ge=0.0, le=10.0)] = 2.0
+    kl_green: Annotated[float, Field(gt=0.0, le=1.0)] = 0.010
+    kl_caution: Annotated[float, Field(gt=0.0, le=1.0)] = 0.008
+    kl_action: Annotated[float, Field(gt=0.0, le=1.0)] = 0.006
+    kl_emergency: Annotated[float, Field(gt=0.0, le=1.0)] = 0.004
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Control:
+        if self.lam_min > self.lam_max:
+            raise ValueError("lam_min is above lam_max")
+        if not self.kl_green >= self.kl_caution >= self.kl_action >= self.kl_emergency:
+            raise ValueError("budgets do not rise from green to emergency")
+        return self
+
+
+class Reserve(Packet):
+    """Share of rolling spending to hold back: base + crp CRP + spread (1 - SSE) + stress SSI."""
+
+    base: Share = 0.05
+    crp: Share = 0.05
+    spread: Share = 0.05
+    stress: Share = 0.05
+
+
+class Climb(Packet):
+    """How the rollback ladder moves by itself.
+
+    highest: rung it climbs to; above R4 it takes an operator. dwell: least minutes on a rung before the next one up.
+    exit_minutes, exit_sse: how long a rung's exit criteria hold before it is left, and their SSE; null does not ask for
+    one. throttle: what is left of the request rate from R2 on.
+    """
+
+    highest: Annotated[int, Field(ge=0, le=4)] = 4
+    dwell: Annotated[int, Field(ge=1, le=1440)] = 3
+    exit_minutes: Annotated[int, Field(ge=1, le=1440)] = 30
+    exit_sse: Share | None = 0.55
+    throttle: Share = 0.7
+
+
+class Stage(StrEnum):
+    """On how many hosts a policy is in force: on none, a few, a part, all."""
+
+    SHADOW = "shadow"
+    CANARY = "canary"
+    GRADUAL = "gradual"
+    FULL = "full"
+
+
+class Rollout(Packet):
+    """How a policy comes into force.
+
+    stage: how far it goes by itself. canary, gradual: shares of the hosts. soak_minutes: time in a stage before the
+    next. margin: of Xi, by which the slice must be shown not to be worse. killed: it stays in shadow.
+    """
+
+    stage: Stage = Stage.SHADOW
+    canary: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    gradual: Annotated[list[Annotated[float, Field(gt=0.0, lt=1.0)]], Field(max_length=4)] = [0.25, 0.5]
+    soak_minutes: Annotated[int, Field(ge=240, le=10_080)] = 1440
+    margin: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    killed: bool = False
+
+    @model_validator(mode="after")
+    def _growing(self) -> Rollout:
+        shares = [self.canary, *self.gradual]
+        if any(after <= before for before, after in pairwise(shares)):
+            raise ValueError("the shares of the hosts grow from canary over each of gradual")
+        return self
+
+
+class Issue(Packet):
+    """What a broker adds when it hands a policy to a host: how things stand, and until when that holds.
+
+    in_slice: whether the policy is in force on this host. rung: of the ladder, -1 for none. shares: of the providers,
+    in their order. exploration: share of traffic to diversify. reserve: share of spending to hold back.
+    """
+
+    host: Annotated[str, Field(min_length=1, max_length=64)]
+    tenant: Name
+    issued_at: Time
+    expires_at: Time
+    stage: Stage
+    in_slice: bool
+    rung: Annotated[int, Field(ge=-1, le=6)]
+    actions: Annotated[list[Name], Field(max_length=32)]
+    state: State
+    kl_budget: Amount
+    shares: Annotated[list[Share], Field(max_length=256)]
+    handoff_cost: Amount
+    exploration: Share
+    reserve: Amount
+
+    @model_validator(mode="after")
+    def _lasts(self) -> Issue:
+        if self.expires_at <= self.issued_at:
+            raise ValueError("it expires before it is issued")
+        return self
+
+
 class Policy(Packet):
-    """Policy pack of one tenant: ``policy.v1``."""
+    """Policy pack of one tenant, or of a class of them: ``policy.v1``.
+
+    tenants: of a class, whose name is ``tenant`` then; empty: the one tenant of that name. outliers: hosts whose word
+    does not count when it is the worst (``governance.combine``). issue: only in what a broker hands to a host.
+    """
 
     kind: Literal["policy.v1"] = Field("policy.v1", alias="schema")
     tenant: Name
+    tenants: Annotated[list[Name], Field(max_length=256)] = []
     version: Count
     caps: Caps
     routing: Routing
     exploration: Exploration
     privacy: Privacy
+    thresholds: Thresholds = Thresholds()
+    control: Control = Control()
+    reserve: Reserve = Reserve()
+    ladder: Climb = Climb()
+    rollout: Rollout = Rollout()
+    outliers: Annotated[int, Field(ge=0, le=1000)] = 1
     dry_run: bool = True
+    issue: Issue | None = None
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Policy:
+        if len(set(self.tenants)) != len(self.tenants):
+            raise ValueError("a tenant is named twice")
+        return self
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The tenants it is for."""
+        return tuple(self.tenants) or (self.tenant,)
 
 
 class IncidentKind(StrEnum):
@@ -361,6 +516,11 @@ def salted(content: bytes, salt: bytes) -> str:
     if len(salt) < 16:
         raise PacketError("a salt of fewer than 16 bytes can be guessed")
     return "sha256:" + hmac.new(salt, content, hashlib.sha256).hexdigest()
+
+
+def digest(policy: Policy) -> str:
+    """Which policy it is, whatever a broker added when it handed it out."""
+    return _hash(render(policy.model_copy(update={"issue": None})))
 
 
 def schema(kind: str) -> dict[str, Any]:

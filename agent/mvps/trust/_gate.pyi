@@ -121,6 +121,9 @@ class Batch:
     @property
     def with_baselines(self) -> list[int]:
         """Accepted items that carry baselines."""
+    @property
+    def with_extensions(self) -> list[int]:
+        """Accepted items that carry extensions."""
     def header(self, index: int, /) -> SealHeader: ...
     def sealed(self, index: int, /) -> tuple[bytes, bytes, bytes]:
         """(header, body, tag)."""
