@@ -220,3 +220,25 @@ def test_an_axis_that_varies_rarely_is_no_obstacle() -> None:
     quiet = draw(10, 200)
     quiet[:, 0] = 1.0
     assert (baseline.distances(quiet).joint >= baseline.limits().joint).mean() < 0.1
+
+
+def test_a_floor_is_noise_of_that_variance_on_every_axis() -> None:
+    z = draw(8, 200)
+    z[:, 1] = 0.5
+    baseline = fit_baseline(z, 3, floor=0.3)
+    assert baseline.live.all()
+    assert baseline.covariance == pytest.approx(np.cov(z, rowvar=False) + 0.09 * np.eye(z.shape[1]))
+    assert not fit_baseline(z, 3).live[1]
+    moved = z.mean(axis=0)
+    moved[1] += 0.3
+    assert baseline.distances(moved[None]).net[0] == pytest.approx(1.0, rel=0.2)
+
+
+def test_empirical_limits_hold_with_a_floor_too() -> None:
+    """200 windows of 300 independent ticks; each alarm rate is known to .003."""
+    rates = []
+    for seed in range(200):
+        z = draw(seed, 500)
+        baseline = fit_baseline(z[:300], 3, floor=float(z[:300].std(axis=0).mean()))
+        rates.append((baseline.distances(z[300:]).joint >= baseline.limits().joint).mean())
+    assert np.mean(rates) == pytest.approx(0.05, abs=0.012)

@@ -17,6 +17,7 @@ from mvps.coupling.lead_lag import Lead
 from mvps.coupling.phases import ICPhase
 from mvps.coupling.service import (
     EVALUATE_EVERY,
+    FLOOR,
     WINDOW_TICKS,
     Latest,
     Put,
@@ -44,7 +45,7 @@ class Feed:
     """A monitor with one source on each side, both of which read anew every second."""
 
     def __init__(self, **options: object) -> None:
-        chosen = {"calibration_ticks": N, "cutoffs": "finite-sample"} | options
+        chosen = {"calibration_ticks": N, "cutoffs": "finite-sample", "floor": 0.0} | options
         self.monitor = ServiceMonitor(**chosen)  # type: ignore[arg-type]
         self.time = self.read = 0
 
@@ -459,3 +460,45 @@ def test_the_lead_over_the_window_has_its_lag_in_seconds() -> None:
     found = feed.monitor.evaluate(feed.time)
     assert found.lead is not None
     assert (found.lead.lead, found.lead.tau, found.step) == (Lead.NETWORK, 3, 2.0)
+
+
+# ---- the floor
+
+
+def seldom(n: int, seed: int = 0) -> np.ndarray:
+    """BAU whose C_1^AI is 1 but for a few ticks, all of them near the window's end, and whose C_3^net never varies."""
+    rows = bau(n, seed)
+    rows[:, 3] = 1.0
+    rows[-8::2, 3] = 0.93
+    rows[:, 2] = 1.0
+    return rows
+
+
+def test_a_few_ticks_of_a_quiet_axis_do_not_hide_what_comes_later() -> None:
+    """Without a floor the limits take every change of the other axes for quiet; with it they do not."""
+    limits = {}
+    for floor in (0.0, FLOOR):
+        feed = Feed(cutoffs="empirical", floor=floor)
+        feed.ticks(seldom(N))
+        assert feed.monitor.limits is not None
+        limits[floor] = feed.monitor.limits
+        ticks = feed.ticks([np.array([0.9, 0.9, 1.0, 1.0, 0.7, 0.9])] * 3)
+        assert ticks[-1].phase is (ICPhase.AI_LEADS if floor else ICPhase.JOINT_BAU) or not floor
+    assert limits[FLOOR].ai < 20.0 < limits[0.0].ai
+
+
+def test_an_axis_that_never_varied_counts_from_then_on() -> None:
+    feed = Feed(cutoffs="empirical", floor=FLOOR)
+    feed.ticks(seldom(N))
+    assert feed.monitor.used == (*NET_AXES, *AI_AXES)
+    assert feed.ticks([np.array([0.9, 0.9, 0.8, 1.0, 0.9, 0.9])] * 3)[-1].phase is ICPhase.NET_LEADS
+    without = Feed(cutoffs="empirical")
+    without.ticks(seldom(N))
+    assert without.ticks([np.array([0.9, 0.9, 0.8, 1.0, 0.9, 0.9])] * 3)[-1].phase is ICPhase.JOINT_BAU
+
+
+def test_what_moves_by_less_than_the_floor_is_of_no_account() -> None:
+    feed = Feed(cutoffs="empirical", floor=FLOOR)
+    feed.ticks(np.full((N, 6), 0.9))
+    assert feed.tick(np.full(6, 0.905)).d2[2] < 6.0
+    assert feed.tick(np.full(6, 0.8)).d2[2] == pytest.approx(600.0)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator
 
+from mvps.coupling.service import FLOOR
 from mvps.trust.limits import MAX_NAME
 from mvps.trust.seal import check_vantage_id
 
@@ -92,6 +93,9 @@ class ServiceSettings(BaseModel):
     )
     calibration_ticks: int = Field(300, ge=60, le=3600, description="joint ticks of BAU before the first decision")
     cutoffs: Literal["empirical", "finite-sample", "chi2"] = Field("empirical", description="which limits decide")
+    floor: float = Field(
+        FLOOR, ge=0, le=0.2, description="an axis is not taken to vary by less than this; 0: as the sources have it"
+    )
     transfer: Path | None = Field(
         None, description="drift transfer, as mvps service transfer writes it: what routing explains of C_2^W2"
     )

@@ -345,7 +345,12 @@ class ServiceWatch:
 
 def _made(settings: ServiceSettings, transfer: DriftTransfer | None) -> _Service:
     tick_ns = round(settings.tick_s * _SECOND)
-    monitor = ServiceMonitor(c4=settings.c4, calibration_ticks=settings.calibration_ticks, cutoffs=settings.cutoffs)
+    monitor = ServiceMonitor(
+        c4=settings.c4,
+        calibration_ticks=settings.calibration_ticks,
+        cutoffs=settings.cutoffs,
+        floor=settings.floor,
+    )
     hosts = {source.host: _Host() for source in settings.sources}
     routing = {source: (RoutingMonitor(transfer), 0) for source in settings.ai}
     return _Service(settings, monitor, hosts, tick_ns, max(min(tick_ns, _SECOND), _LEAST_WAIT_NS), routing=routing)

@@ -29,7 +29,7 @@ from mvps.coupling.autoregression import effective_ticks, fit
 from mvps.coupling.joint import BoolArray
 
 _Z95 = 1.959963984540054
-_LEAST_VARIANCE = 1e-12  # as in coherence.distance: below it an axis does not vary
+LEAST_VARIANCE = 1e-12  # as in coherence.distance: below it an axis does not vary
 _LEAST_RATIO = 1e-8  # of eigenvalues: below it axes are the same up to rounding
 _LEAST_SHARE = 0.01
 _RIDGE = 1e-6
@@ -65,7 +65,7 @@ def varying(z: FloatArray, split: int) -> tuple[FloatArray, int, BoolArray]:
         raise ValueError(f"joint vectors of shape {z.shape} cannot be split after {split} axes")
     if len(z) < 2 or not np.isfinite(z).all():
         raise ValueError("joint vectors must be complete: pass Series.longest_run() or the usable rows")
-    live: BoolArray = z.var(axis=0) > _LEAST_VARIANCE
+    live: BoolArray = z.var(axis=0) > LEAST_VARIANCE
     if not (live[:split].any() and live[split:].any()):
         raise ValueError("a surface without any axis that varies has no correlation with another: calibrate longer")
     return z[:, live], int(live[:split].sum()), live

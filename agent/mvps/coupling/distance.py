@@ -25,6 +25,12 @@ Limits, by mode:
 
 The covariance is not shrunk, because the second law is that of the sample covariance; windows under 60 ticks are
 refused.
+
+**Floor** (ours). With one, Sigma + floor^2 I stands for Sigma everywhere: what moves by less than the floor is of no
+account, axes that never varied in the window count from then on, and those that varied in a few ticks of it only do not
+blow the limits up. Without one (0) the definition is the sources', and axes that do not vary are left out. With a floor
+far above the axes' own deviations the cross block says nothing, and Phase 3b does not happen; the finite-sample law and
+chi2 are then limits that quiet ticks exceed less often than they say, while the empirical ones stay what they are.
 """
 
 from __future__ import annotations
@@ -40,7 +46,7 @@ from mvps.coherence.observation import FloatArray
 from mvps.coherence.special import chi2_logsf, chi2_ppf
 from mvps.coherence.tail import IndexArray, Tail, autocorrelation_time, block_length, blocked_scores
 from mvps.coupling.autoregression import fit
-from mvps.coupling.cross import correlation, inverse_root, part_covariance, varying
+from mvps.coupling.cross import LEAST_VARIANCE, correlation, inverse_root, part_covariance, varying
 from mvps.coupling.joint import BoolArray
 
 LEAST_TICKS = 60
@@ -159,24 +165,31 @@ class JointBaseline(NamedTuple):
         raise ValueError(_UNKNOWN_MODE.format(mode))
 
 
-def fit_baseline(z: FloatArray, split: int) -> JointBaseline:
+def fit_baseline(z: FloatArray, split: int, floor: float = 0.0) -> JointBaseline:
     """BAU from joint vectors z (n, p), evenly spaced and without gaps; the first ``split`` axes are the network's.
 
-    Axes that do not vary are left out, and the degrees of freedom follow.
+    floor: standard deviation below which no axis is taken; 0: axes that do not vary are left out, and the degrees of
+    freedom follow.
     """
     if len(z) < LEAST_TICKS:
         raise ValueError(f"a joint baseline needs {LEAST_TICKS} complete ticks, got {len(z)}: calibrate longer")
-    z, split, live = varying(z, split)
+    z = np.ascontiguousarray(z)  # the same rows give the same bits
+    if floor > 0.0:
+        live: BoolArray = np.ones(z.shape[1], dtype=np.bool_)
+        rho = _memory(z)
+    else:
+        z, split, live = varying(z, split)
+        rho = fit(z).autocorrelation(len(z) - 1)
     n = len(z)
-    mean, covariance = z.mean(axis=0), np.cov(z, rowvar=False)
+    noise = floor * floor * np.eye(z.shape[1])
+    mean, covariance = z.mean(axis=0), np.cov(z, rowvar=False) + noise
     inverse_root(correlation(covariance))  # refuses axes that depend on each other
     inside = _distances(z - mean, covariance, split)
-    rho = fit(z).autocorrelation(n - 1)
     blocks = (rho[:, :split], rho[:, split:], rho)
     net_law, ai_law, joint_law = (FiniteLaw.of(block.shape[1], block.mean(axis=1)) for block in blocks)
 
     def score(train: IndexArray, test: IndexArray) -> FloatArray:
-        scatter = part_covariance(z[train], covariance.diagonal())
+        scatter = part_covariance(z[train], covariance.diagonal() - noise.diagonal()) + noise
         return np.stack(_distances(z[test] - z[train].mean(axis=0), scatter, split), axis=1)
 
     scores = blocked_scores(n, block_length(autocorrelation_time(inside.joint), n), score)
@@ -184,6 +197,18 @@ def fit_baseline(z: FloatArray, split: int) -> JointBaseline:
     return JointBaseline(
         mean, covariance, live, split, (net_law, ai_law, joint_law), (net_tail, ai_tail, joint_tail), n
     )
+
+
+def _memory(z: FloatArray) -> FloatArray:
+    """Autocorrelations (n, p) of a complete window; of an axis that does not vary, those of independent ticks."""
+    if len(z.shape) != 2 or not np.isfinite(z).all():
+        raise ValueError("joint vectors must be complete: pass Series.longest_run() or the usable rows")
+    rho = np.zeros(z.shape)
+    rho[0] = 1.0
+    moves = z.var(axis=0) > LEAST_VARIANCE
+    if moves.any():
+        rho[:, moves] = fit(z[:, moves]).autocorrelation(len(z) - 1)
+    return rho
 
 
 def cross_term(distances: Distances) -> FloatArray:

@@ -45,6 +45,7 @@ from mvps.coupling.lead_lag import Lead, LeadLag, lead_lag
 from mvps.coupling.phases import ICPhase, Settled, classify
 
 CALIBRATION_TICKS = 300
+FLOOR = 0.01
 EVALUATE_EVERY = 30
 WINDOW_TICKS = 600
 LAGS = 8
@@ -235,12 +236,18 @@ class _Window:
 class ServiceMonitor:
     """The state of one service. Pure: times come in, and must increase.
 
-    c4: whether C_4 is an axis. cutoffs: mode of the limits. ``calibrated``: usable rows so far; ``problem``: "" or why
+    c4: whether C_4 is an axis. cutoffs: mode of the limits. floor: standard deviation below which no axis is taken
+    (:mod:`~.distance`). ``calibrated``: usable rows so far; ``problem``: "" or why
     they give no baseline. ``untaught``: fresh rows that taught nothing, because a source was not in BAU.
     """
 
     def __init__(
-        self, *, c4: bool = False, calibration_ticks: int = CALIBRATION_TICKS, cutoffs: str = "empirical"
+        self,
+        *,
+        c4: bool = False,
+        calibration_ticks: int = CALIBRATION_TICKS,
+        cutoffs: str = "empirical",
+        floor: float = FLOOR,
     ) -> None:
         self.axes = (*NET_AXES, *AI_AXES, *((C4_AXIS,) if c4 else ()))
         self.needed = calibration_ticks
@@ -251,6 +258,7 @@ class ServiceMonitor:
         self.learned: Learned | None = None
         self.limits: Limits | None = None
         self._cutoffs = cutoffs
+        self._floor = floor
         self._window = _Window(4 * calibration_ticks, len(self.axes))
         self._retry = 0
         self._baseline: JointBaseline | None = None
@@ -357,7 +365,7 @@ class ServiceMonitor:
     def _fit(self, times: FloatArray, rows: FloatArray, used: BoolArray) -> None:
         split = int(used[:_SPLIT].sum())
         try:
-            baseline = fit_baseline(rows, split)
+            baseline = fit_baseline(rows, split, self._floor)
             limits = baseline.limits(self._cutoffs)
         except _UNFIT as error:
             self.problem = str(error)
