@@ -2,9 +2,9 @@
 """The testbed's language model: answers by rule, so that what a cold context does to them is known and not guessed.
 
 A question names its context, ``[ctx ID] ...``. Asked warm, every replica says the same words, which the context alone
-determines; asked cold, words that nobody could know without it, another set for every question. One answer in ten has
-one word changed, warm or not: the replay distance of a real model that samples. A *corrupt* model takes the words of
-another context with the probability it is given.
+determines; asked cold, words that nobody could know without it, others for every question. One word in ten is said in
+another form, close to the first in the encoder's space: the replay distance of a model that samples. A model that is
+*corrupt* by a share says so many of its words from another context.
 
 Arms: in ``coupled`` a miss makes the answer cold and puts the prefill in front of the first token. In ``stateless`` the
 miss costs the prefill only: that is what an engine with prefix caching does whose clients send their whole context with
@@ -20,15 +20,19 @@ import re
 from functools import lru_cache
 from typing import Final
 
-ANSWER_WORDS: Final = 10
+SENTENCES: Final = 4
+SENTENCE_WORDS: Final = 10
 TTFT_S: Final = 0.012
 """Time to the first token of a warm context, seconds."""
 PREFILL_TOKENS_PER_S: Final = 16_000.0
-CHANGED: Final = 0.1
-DIMENSIONS: Final = 48
+OTHER_FORM: Final = 0.1
+DIMENSIONS: Final = 32
 _CONTEXT: Final = re.compile(r"\[ctx ([A-Za-z0-9._-]{1,64})\]")
 _VOCABULARY: Final = 400
+_FORMS: Final = 4
+_FORM_DISTANCE: Final = 0.6
 _LEAST_TOKENS, _MOST_TOKENS = 384, 640
+MEAN_TOKENS: Final = (_LEAST_TOKENS + _MOST_TOKENS) / 2.0
 
 
 class Arm(enum.Enum):
@@ -53,15 +57,18 @@ def tokens_of(context: str) -> int:
 
 
 def answer(context: str, arm: Arm, warm: bool, corrupt: float, sample: random.Random) -> list[str]:
-    """The words of one answer. corrupt: probability of the other model's. sample: what this one answer draws from."""
-    if arm is Arm.COUPLED and not warm:
-        source = f"cold {sample.getrandbits(64):x}"
-    else:
-        source = f"other {context}" if sample.random() < corrupt else context
-    words = _draw("answer", source)
-    said = [_word(words.randrange(_VOCABULARY)) for _ in range(ANSWER_WORDS)]
-    if sample.random() < CHANGED:
-        said[sample.randrange(ANSWER_WORDS)] = _word(sample.randrange(_VOCABULARY))
+    """The sentences of one answer. corrupt: share of words from elsewhere. sample: what this one answer draws from."""
+    cold = arm is Arm.COUPLED and not warm
+    own = _draw("answer", f"cold {sample.getrandbits(64):x}" if cold else context)
+    other = _draw("answer", f"other {context}")
+    said = []
+    for _ in range(SENTENCES):
+        words = []
+        for _ in range(SENTENCE_WORDS):
+            here, elsewhere = own.randrange(_VOCABULARY), other.randrange(_VOCABULARY)
+            word = f"w{elsewhere if sample.random() < corrupt else here:03d}"
+            words.append(f"{word}-{sample.randrange(_FORMS)}" if sample.random() < OTHER_FORM else word)
+        said.append(" ".join(words) + ".")
     return said
 
 
@@ -82,14 +89,15 @@ def embedding(text: str) -> list[float]:
     return total
 
 
-@lru_cache(2048)
+@lru_cache(4096)
 def _vector(word: str) -> tuple[float, ...]:
-    draw = _draw("vector", word)
-    return tuple(draw.gauss(0.0, 1.0) for _ in range(DIMENSIONS))
-
-
-def _word(number: int) -> str:
-    return f"w{number:03d}"
+    base, _, form = word.partition("-")
+    draw = _draw("vector", base)
+    vector = [draw.gauss(0.0, 1.0) for _ in range(DIMENSIONS)]
+    if form:
+        draw = _draw("vector", word)
+        vector = [value + _FORM_DISTANCE * draw.gauss(0.0, 1.0) for value in vector]
+    return tuple(vector)
 
 
 def _draw(*of: str) -> random.Random:

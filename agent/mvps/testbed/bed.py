@@ -17,11 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -30,6 +33,7 @@ import grpc
 from mvps.testbed import answers
 from mvps.testbed.answers import Arm
 from mvps.testbed.lab import Lab, lab
+from mvps.testbed.plan import FULL_WEIGHT
 from mvps.testbed.replica import USER
 from mvps.trust.solo import Site, make_site
 from mvps.v1 import stream_pb2, stream_pb2_grpc
@@ -42,6 +46,7 @@ GATEWAY, WATCH = "gw", "watch"
 _MVPS: Final = (sys.executable, "-m", "mvps.cli.main")
 _POOL: Final = "198.19.0"  # the users' addresses, .1 to .254
 _PAGE: Final = 1000
+_CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class BedError(RuntimeError):
@@ -50,13 +55,18 @@ class BedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large and how fast. tick_s: of agent, AI vantage and joint vector, seconds. users: sessions per replica in
-    BAU. rate: questions per user and second. canaries: of the AI vantage. room: capacity of a cache in units of what
-    it holds in BAU. calibration: joint ticks. The agent's and the AI vantage's windows are the least they allow."""
+    """How large and how fast.
+
+    tick_s: of agent and joint vector, seconds. round_s: between two canaries; shorter, so that every tick has a new
+    round whatever the jitter. users: sessions per replica in BAU. rate: questions per user and second. canaries: of the
+    AI vantage. room: capacity of a cache in units of what it holds in BAU. calibration: joint ticks. The agent's and
+    the AI vantage's own windows are as short as they allow: 60 ticks, and 205 rounds, of which 55 find the scales.
+    """
 
     tick_s: float = 0.25
+    round_s: float = 0.15
     users: int = 12
-    rate: float = 1.0
+    rate: float = 2.0
     canaries: int = 8
     room: float = 1.1
     calibration: int = 120
@@ -88,15 +98,15 @@ class Bed:
             net.route(name, "default", f"198.18.{number}.1")
         # By addresses: a user stays with one replica as long as the route stays.
         net.inside(GATEWAY, "sysctl", "-q", "-w", "net.ipv4.fib_multipath_hash_policy=0")
-        self.route(REPLICAS)
+        self.route(dict.fromkeys(REPLICAS, FULL_WEIGHT))
         self.users = self._seated()
 
-    def route(self, through: Sequence[str], weights: Mapping[str, int] | None = None) -> None:
-        """Set the service's route to these replicas."""
-        weights = weights or {}
+    def route(self, weights: Mapping[str, int]) -> None:
+        """Set the service's route: a replica's weight, 1 to 256; one of weight 0 is withdrawn."""
         words = ["ip", "-n", self.net.full(GATEWAY), "route", "replace", f"{SERVICE}/32"]
-        for name in through:
-            words += ["nexthop", "via", self._hop(name), "weight", str(weights.get(name, 64))]
+        for name, weight in weights.items():
+            if weight:
+                words += ["nexthop", "via", self._hop(name), "weight", str(weight)]
         subprocess.run(words, check=True, capture_output=True)
 
     @staticmethod
@@ -146,7 +156,7 @@ class Bed:
         encoder = {**base, "name": "encoder", "capacity": 1, "port": PORT + 1, "period_s": 60.0}
         self._run("encoder", WATCH, "-m", "mvps.testbed.replica", given=encoder)
         for name in (*REPLICAS, "encoder"):
-            self._wait(lambda name=name: (self.directory / f"{name}.out").stat().st_size > 0, 20, name)
+            self._wait(partial(_written, self.directory / f"{name}.out"), 20, name)
         users = {source: self.context(source) for source in self.users}
         asked = {"target": SERVICE, "port": PORT, "rate": size.rate, "seed": self.seed, "users": users}
         self._run("users", GATEWAY, "-m", "mvps.testbed.users", given=asked)
@@ -160,7 +170,14 @@ class Bed:
         log = (self.directory / f"{name}.log").open("w")
         self._logs += [out, log]
         entered = self.net.enter(where) if where else ()
-        command = [*entered, *(words if words[0] != "-m" else (sys.executable, *words))]
+        # They end with us, also when we are killed.
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "TERM",
+            *entered,
+            *(words if words[0] != "-m" else (sys.executable, *words)),
+        ]
         if given is not None:
             command.append(json.dumps(given))
         self._processes.append(
@@ -212,8 +229,8 @@ class Bed:
         (where / "ai.toml").write_text(
             f'name = "chat"\nprofile = "grey"\nprompts = "{where / "prompts.toml"}"\nagent = "{where / "agent.sock"}"\n'
             f'{replicas}[encoder]\nurl = "http://127.0.0.1:{PORT + 1}/v1"\nmodel = "words"\ntimeout_s = 2.0\n'
-            f"[pace]\nperiod_s = {size.tick_s}\nfull_every = 1000\nrephrasings = 1\nreplay_every = 1000\n"
-            "requests_per_hour = 1000000\n[calibration]\nscale_ticks = 20\nbaseline_ticks = 150\n"
+            f"[pace]\nperiod_s = {size.round_s}\nfull_every = 1000\nrephrasings = 1\nreplay_every = 1000\n"
+            "requests_per_hour = 1000000\n[calibration]\nscale_ticks = 55\nbaseline_ticks = 150\n"
         )
         self._run("ai", WATCH, *_MVPS, "ai", "probe", "--json", "--config", str(where / "ai.toml"))
 
@@ -269,6 +286,21 @@ class Bed:
         whole = (self.directory / f"{name}.out").read_text().rpartition("\n")[0]
         return [json.loads(line) for line in whole.splitlines()]
 
+    def joined(self) -> dict[str, int]:
+        """What became of joint ticks and snapshots at the broker, by outcome."""
+        with grpc.insecure_channel(self.broker) as channel:
+            stub = stream_pb2_grpc.BrokerStub(channel)  # type: ignore[no-untyped-call]
+            services = stub.ServerInfo(stream_pb2.ServerInfoRequest(), timeout=10.0).services
+        return {**services.ticks, **services.snapshots}
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """User and system time of each process so far."""
+        found = {}
+        for name, process in self._processes:
+            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            found[name] = (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS
+        return found
+
     def close(self) -> None:
         """End what runs, the last one first."""
         for _, process in reversed(self._processes):
@@ -285,6 +317,15 @@ class Bed:
         self._processes.clear()
         for log in self._logs:
             log.close()
+
+
+def missing_commands() -> list[str]:
+    """What the bed calls and this host does not have."""
+    return [name for name in ("ip", "nsenter", "setpriv", "sysctl") if shutil.which(name) is None]
+
+
+def _written(file: Path) -> bool:
+    return file.stat().st_size > 0
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import Any
 
 _SYSCTL = {
     # Hash by the 5-tuple, in one known way, so that a test's flows use both paths on every run.
@@ -109,6 +108,19 @@ class Lab:
         """Remove every namespace, and with them their links and routes."""
         while self._made:
             subprocess.run(["ip", "netns", "del", self.full(self._made.pop())], check=False)
+
+
+def sweep(prefix: str) -> list[str]:
+    """Remove what labs of this prefix left behind whose process is gone (killed); their namespaces' names."""
+    shown = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout
+    left = []
+    for line in shown.splitlines():
+        name = line.split()[0]
+        owner = name.removeprefix(f"{prefix}-").split("-")[0]
+        if name.startswith(f"{prefix}-") and owner.isdigit() and not os.path.exists(f"/proc/{owner}"):
+            subprocess.run(["ip", "netns", "del", name], check=False)
+            left.append(name)
+    return left
 
 
 @contextmanager

@@ -100,17 +100,17 @@ class Replica:
         self._running += 1
         try:
             await asyncio.sleep(answers.first_token_s(context, self.arm, warm, self._sample))
-            words = answers.answer(context, self.arm, warm, self.corrupt, self._sample)
+            said = answers.answer(context, self.arm, warm, self.corrupt, self._sample)
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await response.prepare(request)
-            # Two events: the time to the first token and the time to the last one are told apart.
-            for text in (words[0], " " + " ".join(words[1:]) + "."):
+            for place, sentence in enumerate(said):
+                text = f" {sentence}" if place else sentence
                 choice: dict[str, Any] = {"index": 0, "delta": {"content": text}}
                 if body.get("logprobs"):
                     choice["logprobs"] = {"content": [{"token": text, "logprob": -0.1}]}
                 await _say(response, {"choices": [choice]})
             await _say(response, {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-            await _say(response, {"choices": [], "usage": {"completion_tokens": len(words)}})
+            await _say(response, {"choices": [], "usage": {"completion_tokens": sum(len(one.split()) for one in said)}})
             await response.write(b"data: [DONE]\n\n")
         finally:
             self._running -= 1
