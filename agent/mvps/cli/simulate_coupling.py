@@ -30,9 +30,9 @@ def declare(add: AddAction) -> None:
         "  mvps simulate coupling\n"
         "  mvps simulate coupling --runs 30 --sweeps 2 --blocks 2 --out runs.jsonl     again: goes on\n"
         "  mvps simulate coupling --runs 0 --out runs.jsonl --json      score what is there\n"
-        "Needs root, iproute2 and a kernel the agent runs on. Both arms of a run are up at the same time, with the same\n"
-        "injections. A run takes 80 seconds to calibrate; ticks are a quarter of a second, so that minutes stand for\n"
-        "hours. Everything it made is removed, also after Ctrl-C.\n"
+        "Needs root, iproute2 and a kernel the agent runs on. Both arms of a run are up at the same time, with the\n"
+        "same injections. A run takes 80 seconds to calibrate; ticks are a quarter of a second, so that minutes\n"
+        "stand for hours. Everything it made is removed, also after Ctrl-C.\n"
         "exit codes: 0 done, 2 bad arguments, 3 a part did not come up, 4 not root or something is missing",
     )
     coupling.add_argument("--runs", type=int, default=1, metavar="N", help="in all, with those in --out (default 1)")

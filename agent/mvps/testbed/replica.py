@@ -159,9 +159,11 @@ async def _serve(given: Mapping[str, Any]) -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
 
     async def obey() -> None:
-        while line := await commands.readline():
-            replica.inject(json.loads(line))
-        ended.set()
+        try:
+            while line := await commands.readline():
+                replica.inject(json.loads(line))
+        finally:
+            ended.set()
 
     obeying = asyncio.create_task(obey())
     await web.TCPSite(runner, "0.0.0.0", int(given["port"])).start()
@@ -169,8 +171,9 @@ async def _serve(given: Mapping[str, Any]) -> None:
         print(json.dumps({"at": time.time(), **asdict(replica.counts)}), flush=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(ended.wait(), float(given["period_s"]))
-    obeying.cancel()
     await runner.cleanup()
+    if not obeying.cancel():
+        await obeying  # with its error, where a line could not be obeyed
 
 
 if __name__ == "__main__":

@@ -90,8 +90,8 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def nominal(by_arm: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Whether each coupling test rejects no more than it should in the placebo arm: exact binomial p-value of as many
-    rejections or more at 5 %, all tests together by Bonferroni. None without that arm."""
+    """Whether the coupling tests reject no more than they should in the placebo arm: exact binomial p-value of as many
+    rejections or more at 5 %, of each test with Bonferroni's correction, and of all together. None without that arm."""
     if Arm.PLACEBO.value not in by_arm:
         return {"holds": None, "tests": {}}
     rates = by_arm[Arm.PLACEBO.value]["rejections"]
@@ -100,9 +100,12 @@ def nominal(by_arm: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         for name, one in rates.items()
         if one["of"]
     }
-    least = min(tests.values(), default=1.0)
+    hits = sum(round(one["share"] * one["of"]) for one in rates.values() if one["of"])
+    of = sum(one["of"] for one in rates.values())
+    together = float(binomtest(hits, of, ALPHA, "greater").pvalue) if of else 1.0
     return {
-        "holds": least * len(tests) > ALPHA,
+        "holds": min(tests.values(), default=1.0) * len(tests) > ALPHA and together > ALPHA,
+        "together": {"rejected": hits, "of": of, "p": round(together, 4)},
         "tests": {name: round(p, 4) for name, p in tests.items()},
     }
 
@@ -135,6 +138,7 @@ def _arm(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "events seen": {
             "network": share(sum(one["net_s"] is not None for one in events), len(events)).json(),
             "AI": share(sum(one["ai_s"] is not None for one in events), len(events)).json(),
+            "AI alone": sum(one["ai_s"] is not None and one["net_s"] is None for one in events),
         },
         "lag_s": _lag(events),
         "drift": {name: _drift(runs, name) for name in ("x_shares", "x_counted")},
