@@ -27,11 +27,11 @@ from mvps.testbed.verdicts import GOAL, summary
 
 SUMMARY = "closed loop: phases, coupling tests and leads with real routes, caches and agents, against a placebo arm"
 SHORT = {"runs": 1, "blocks": 1, "events": 6, "sweeps": 1}
-FULL = {"runs": 30, "blocks": 2, "events": 10, "sweeps": 1}
+FULL = {"runs": 20, "blocks": 2, "events": 10, "sweeps": 2}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", type=int, default=0, help="of each arm (default 1, with --full 30, some 2 hours)")
+    parser.add_argument("--runs", type=int, default=0, help="of each arm (default 1, with --full 20, some 2 hours)")
     parser.add_argument("--records", type=Path, help="go on with this file of runs, and keep new ones there")
 
 

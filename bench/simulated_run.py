@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mvps.coupling.distance import fit_baseline
 from mvps.testbed.answers import Arm
 from mvps.testbed.bed import REPLICAS
 from mvps.testbed.plan import FULL_WEIGHT, Fault, plan, truth
@@ -48,6 +49,7 @@ def record(arm: Arm, seed: int, lag: int = 2, blocks: int = 1, events: int = 10,
                 "end": ZERO + step.end,
             }
         )
+    live = np.stack(fit_baseline(z[:CALIBRATION], 3).distances(z), axis=1)
     # A question per tick and replica; in events each replica that keeps its route gets another, which is cold.
     counts = {}
     for number, name in enumerate(REPLICAS):
@@ -71,8 +73,8 @@ def record(arm: Arm, seed: int, lag: int = 2, blocks: int = 1, events: int = 10,
         "injected": injected,
         "axes": ["net_c1", "net_c2", "net_c3", "ai_c1", "ai_c2"],
         "ticks": [
-            [float(time), *row, 0.0, 0.0, 0.0, phase, phase]
-            for time, row, phase in zip(times, z.tolist(), phases, strict=True)
+            [float(time), *row, *d2, phase, phase]
+            for time, row, d2, phase in zip(times, z.tolist(), live.tolist(), phases, strict=True)
         ],
         "limits": [1.0, 1.0, 1.0, 1.0],
         "counts": counts,

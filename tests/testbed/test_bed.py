@@ -17,13 +17,13 @@ from mvps.testbed.plan import FULL_WEIGHT
 pytestmark = pytest.mark.net
 
 
-def hops(made: Bed) -> Counter[str]:
-    """Where the kernel sends each user now."""
+def hops(made: Bed) -> dict[str, str]:
+    """Next hop of each user, by the kernel."""
     lines = "".join(f"route get {SERVICE} from {source}\n" for source in made.users)
     words = ["ip", "-n", made.net.full(GATEWAY), "-batch", "-"]
     shown = subprocess.run(words, input=lines, capture_output=True, text=True, check=True).stdout
     found = (line.split() for line in shown.splitlines() if " via " in line)
-    return Counter(line[line.index("via") + 1] for line in found)
+    return {line[line.index("from") + 1]: line[line.index("via") + 1] for line in found}
 
 
 def test_users_are_seated_evenly_and_follow_the_route(tmp_path: Path) -> None:
@@ -32,13 +32,17 @@ def test_users_are_seated_evenly_and_follow_the_route(tmp_path: Path) -> None:
         made = Bed(net, tmp_path, Arm.PLACEBO, Size(users=8), seed=0)
         made.build()
         every = {f"198.18.{number}.2" for number in range(1, 5)}
-        assert hops(made) == dict.fromkeys(every, 8)
+        before = hops(made)
+        assert Counter(before.values()) == dict.fromkeys(every, 8)
         made.route({"r1": 0, "r2": FULL_WEIGHT, "r3": FULL_WEIGHT, "r4": FULL_WEIGHT})
         withdrawn = hops(made)
-        assert set(withdrawn) == every - {"198.18.1.2"}
-        assert withdrawn.total() == 32
+        assert set(withdrawn.values()) == every - {"198.18.1.2"}
+        assert set(withdrawn) == set(before)
         made.route(dict.fromkeys(REPLICAS, FULL_WEIGHT))
-        assert hops(made) == dict.fromkeys(every, 8)
+        assert hops(made) == before
+    # Linux divides the hash space anew: users move whose own replica is still there (000 sec. 3.2 has them stay).
+    others = [user for user, hop in before.items() if hop != "198.18.1.2"]
+    assert 0 < sum(withdrawn[user] != before[user] for user in others) < len(others)
 
 
 def test_more_users_than_addresses_are_refused(tmp_path: Path) -> None:

@@ -71,6 +71,14 @@ def test_a_tick_without_a_reading_has_the_last_ones_and_too_many_are_refused() -
         series(one)
 
 
+def test_what_the_broker_decided_live_is_computed_again() -> None:
+    one = record(Arm.COUPLED, 8)
+    assert score(one)["replay"] < 1e-6
+    for row in one["ticks"]:
+        row[8] += 1.0 + row[8]
+    assert score(one)["replay"] > 0.5
+
+
 def test_a_run_that_never_calibrated_is_refused() -> None:
     one = record(Arm.PLACEBO, 6)
     for row in one["ticks"]:

@@ -145,6 +145,7 @@ def _arm(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "users": dict(sum((Counter(run["users"]) for run in runs), Counter())),
         "cores": round(float(np.mean([run["cpu"] for run in runs])), 3),
         "missing": round(float(np.mean([run["missing"] for run in runs])), 4),
+        "replay": max(run["replay"] for run in runs),
     }
 
 
