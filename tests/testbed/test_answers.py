@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import random
-from itertools import pairwise
+from itertools import combinations, pairwise
 from statistics import fmean
 
 import numpy as np
@@ -66,3 +66,17 @@ def test_contexts_are_read_from_questions_and_have_one_length() -> None:
     assert 384 <= min(lengths) < 420
     assert 600 < max(lengths) <= 640
     assert fmean(lengths) == pytest.approx(answers.MEAN_TOKENS, abs=20)
+
+
+def test_pairs_and_not_replicas_decide_how_far_c2_falls() -> None:
+    """With 0 to 4 of four replicas cold it falls by 0, 1/2, 5/6, 1, 1; the exposure is proportional to the number."""
+    sample = random.Random(7)
+    vectors = {
+        warm: [np.array(embedding(" ".join(answer("c", Arm.COUPLED, warm, 0.0, sample)))) for _ in range(4)]
+        for warm in (True, False)
+    }
+    same = np.linalg.norm(vectors[True][0] - vectors[True][1])
+    for cold, fall in enumerate((0.0, 0.5, 5.0 / 6.0, 1.0, 1.0)):
+        replicas = vectors[False][:cold] + vectors[True][cold:]
+        apart = [float(np.linalg.norm(a - b)) > 3.0 * same for a, b in combinations(replicas, 2)]
+        assert fmean(apart) == pytest.approx(fall)

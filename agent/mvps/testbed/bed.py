@@ -156,7 +156,7 @@ class Bed:
         encoder = {**base, "name": "encoder", "capacity": 1, "port": PORT + 1, "period_s": 60.0}
         self._run("encoder", WATCH, "-m", "mvps.testbed.replica", given=encoder)
         for name in (*REPLICAS, "encoder"):
-            self._wait(partial(_written, self.directory / f"{name}.out"), 20, name)
+            self._wait(partial(_written, self.directory / f"{name}.out"), 60, name)
         users = {source: self.context(source) for source in self.users}
         asked = {"target": SERVICE, "port": PORT, "rate": size.rate, "seed": self.seed, "users": users}
         self._run("users", GATEWAY, "-m", "mvps.testbed.users", given=asked)
@@ -195,7 +195,7 @@ class Bed:
             f"tick_s = {size.tick_s}\ncalibration_ticks = {size.calibration}\n"
         )
         self._run("broker", None, *_MVPS, "broker", "--config", str(where / "broker.toml"))
-        self._wait(lambda: "listens" in (where / "broker.log").read_text(), 20, "broker")
+        self._wait(lambda: "listens" in (where / "broker.log").read_text(), 60, "broker")
 
     def _agent(self) -> None:
         assert self._site is not None
@@ -209,7 +209,7 @@ class Bed:
             f'[metrics]\naddress = ""\n[local]\nsocket = "{where / "agent.sock"}"\n'
         )
         self._run("agent", GATEWAY, *_MVPS, "agent", "--config", str(where / "agent.toml"))
-        self._wait((where / "agent.sock").exists, 30, "agent")
+        self._wait((where / "agent.sock").exists, 60, "agent")
 
     def _vantage(self) -> None:
         where, size = self.directory, self.size

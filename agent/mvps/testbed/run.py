@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from mvps.testbed import plan as plans
 from mvps.testbed.answers import Arm
-from mvps.testbed.bed import GATEWAY, REPLICAS, Bed, BedError, Size, bed
+from mvps.testbed.bed import REPLICAS, Bed, BedError, Size, bed
 from mvps.testbed.plan import Fault, Plan, Step
 from mvps.v1 import stream_pb2
 
@@ -138,5 +138,4 @@ def _record(
         "snapshots": dict(made.joined()),
         "cpu_seconds": {name: round(seconds, 2) for name, seconds in made.cpu_seconds().items()},
         "host": {"load": os.getloadavg()[0], "cores": os.cpu_count()},
-        "watched": GATEWAY,
     }
