@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from mvps.testbed import bed
 from mvps.testbed.answers import Arm
-from mvps.testbed.bed import PREFIX, REPLICAS, Size
+from mvps.testbed.bed import PREFIX, REPLICAS, BedError, Size
 from mvps.testbed.plan import Fault, Plan, Step
 from mvps.testbed.run import StoppedError, run
 from mvps.testbed.score import score
@@ -80,6 +81,13 @@ def test_a_record_is_whole_and_nothing_is_left(records: dict[Arm, dict[str, Any]
         assert set(record["seated"].values()) == {12}
         assert record["snapshots"]["failed"] == 0
         assert set(record["cpu_seconds"]) == {*REPLICAS, "encoder", "users", "broker", "agent", "ai"}
+    assert left() == []
+
+
+def test_a_command_that_fails_ends_the_run_with_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bed, "SERVICE", "no address")
+    with pytest.raises(BedError, match=r"no address/32"):
+        run(Arm.PLACEBO, SHORT, CASCADE, 1, print, threading.Event())
     assert left() == []
 
 

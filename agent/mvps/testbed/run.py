@@ -8,12 +8,15 @@ the users counted, what the broker says of the coupling, and what the processes 
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
+
+import grpc
 
 from mvps.testbed import plan as plans
 from mvps.testbed.answers import Arm
@@ -35,17 +38,27 @@ def run(
 ) -> dict[str, Any]:
     """One run; the record. say: gets a line now and then. BedError if the bed does not come up, StoppedError once
     ``stop`` is set."""
-    with tempfile.TemporaryDirectory(prefix="mvcl-") as name:
-        begun = time.time()
-        with bed(Path(name), arm, size, seed) as made:
-            say(f"{arm.value}: up after {time.time() - begun:.0f} s")
-            _calibrate(made, say, stop)
-            calibrated = time.time()
-            say(f"{arm.value}: calibrated after {calibrated - begun:.0f} s; {plan.length:.0f} s of injections follow")
-            done = [_inject(made, step, calibrated, say, stop) for step in plan.steps]
-            _until(made, calibrated + plan.length, stop)
-            ended = time.time()
-            return _record(made, plan, seed, begun, calibrated, ended, done)
+    try:
+        with tempfile.TemporaryDirectory(prefix="mvcl-") as name:
+            return _whole(Path(name), arm, size, plan, seed, say, stop)
+    except subprocess.CalledProcessError as error:
+        raise BedError(f"{' '.join(map(str, error.cmd))}: {error.stderr or error.returncode}") from None
+    except grpc.RpcError as error:
+        raise BedError(f"the broker does not answer: {error}") from None
+
+
+def _whole(
+    directory: Path, arm: Arm, size: Size, plan: Plan, seed: int, say: Callable[[str], None], stop: threading.Event
+) -> dict[str, Any]:
+    begun = time.time()
+    with bed(directory, arm, size, seed) as made:
+        say(f"{arm.value}: up after {time.time() - begun:.0f} s")
+        _calibrate(made, say, stop)
+        calibrated = time.time()
+        say(f"{arm.value}: calibrated after {calibrated - begun:.0f} s; {plan.length:.0f} s of injections follow")
+        done = [_inject(made, step, calibrated, say, stop) for step in plan.steps]
+        _until(made, calibrated + plan.length, stop)
+        return _record(made, plan, seed, begun, calibrated, time.time(), done)
 
 
 def _calibrate(made: Bed, say: Callable[[str], None], stop: threading.Event) -> None:
