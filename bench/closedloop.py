@@ -61,7 +61,9 @@ def run(given: argparse.Namespace) -> Result:
     arms = found["arms"]
     for arm, one in arms.items():
         labels = {fault: row["right"]["share"] for fault, row in one["confusion"].items()}
+        strong = one["right but for the weak fault"]["share"]
         print(f"{arm}: {one['runs']} runs, right {one['right']['share']} of {one['right']['of']}, by phase {labels}")
+        print(f"  but for the weak fault {strong}")
     for name, one in found["predictions"].items():
         print(f"{name}: {one['verdict']}")
     print(f"placebo arm at its nominal rate: {found['nominal']['holds']}")

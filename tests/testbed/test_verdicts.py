@@ -48,6 +48,8 @@ def test_arms_are_summed_up_apart(runs: list[dict[str, Any]]) -> None:
     found = summary(runs)
     coupled, placebo = found["arms"]["coupled"], found["arms"]["placebo"]
     assert coupled["right"]["share"] == placebo["right"]["share"] == 1.0
+    assert coupled["right but for the weak fault"]["of"] == 16
+    assert coupled["WATCH limits"]["AI"] == dict.fromkeys(("median", "p10", "p90", "least", "most"), 1.0) | {"n": 4}
     assert coupled["confusion"]["4"]["labels"] == {"CASCADING": 4}
     assert placebo["confusion"]["4"]["labels"] == {"NET_LEADS": 4}
     assert coupled["rejections"]["certificate c2"]["share"] == 1.0

@@ -20,7 +20,7 @@ from scipy.stats import t as student
 
 from mvps.coupling import drift
 from mvps.testbed.answers import MEAN_TOKENS, PREFILL_TOKENS_PER_S, Arm
-from mvps.testbed.plan import SWEEP
+from mvps.testbed.plan import SWEEP, Fault
 from mvps.testbed.score import ALPHA
 
 GOAL: Final = 0.9
@@ -112,12 +112,14 @@ def nominal(by_arm: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _arm(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     episodes = [one for run in runs for one in run["episodes"]]
+    plain = [one for one in episodes if one["fault"] != Fault.WEAK.value]
     blocks = [one for run in runs for one in run["blocks"]]
     stretches = [run["stretch"] for run in runs if run["stretch"]]
     events = [one for run in runs for one in run["events"]]
     return {
         "runs": len(runs),
         "right": share(sum(one["right"] for one in episodes), len(episodes)).json(),
+        "right but for the weak fault": share(sum(one["right"] for one in plain), len(plain)).json(),
         "confusion": {fault.value: _confusion(episodes, fault.value) for fault in SWEEP},
         "monitors": {fault.value: _monitors(episodes, fault.value) for fault in SWEEP},
         "rejections": {
@@ -145,7 +147,10 @@ def _arm(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "users": dict(sum((Counter(run["users"]) for run in runs), Counter())),
         "cores": round(float(np.mean([run["cpu"] for run in runs])), 3),
         "missing": round(float(np.mean([run["missing"] for run in runs])), 4),
-        "replay": max(run["replay"] for run in runs),
+        "replay": _spread([run["replay"] for run in runs]),
+        "WATCH limits": {
+            name: _spread([run["limits"][block] for run in runs]) for block, name in enumerate(("net", "AI", "joint"))
+        },
     }
 
 
@@ -179,7 +184,8 @@ def _spread(values: Iterable[float | None]) -> dict[str, Any]:
     if not len(known):
         return {"n": 0}
     low, middle, high = np.quantile(known, (0.1, 0.5, 0.9))
-    return {"n": len(known), "median": round(middle, 4), "p10": round(low, 4), "p90": round(high, 4)}
+    figures = {"median": middle, "p10": low, "p90": high, "least": known.min(), "most": known.max()}
+    return {"n": len(known), **{name: round(float(value), 4) for name, value in figures.items()}}
 
 
 def _pairs(windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
