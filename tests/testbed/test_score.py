@@ -69,6 +69,10 @@ def test_a_tick_without_a_reading_has_the_last_ones_and_too_many_are_refused() -
         row[3] = None
     with pytest.raises(ValueError, match="too busy"):
         series(one)
+    gap = record(Arm.PLACEBO, 5)
+    del gap["ticks"][CALIBRATION + 20 : CALIBRATION + 26]
+    with pytest.raises(ValueError, match="no joint tick"):
+        series(gap)
 
 
 def test_what_the_broker_decided_live_is_computed_again() -> None:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mvps.coherence.observation import FloatArray
 from mvps.coupling import drift
@@ -36,6 +37,7 @@ LAGS: Final = 8
 IN_A_ROW: Final = 3
 _SEARCH_S: Final = 3.5
 _MOST_MISSING: Final = 0.02
+_LONGEST_GAP_S: Final = 1.0
 _SWEPT: Final = frozenset(fault.value for fault in SWEEP)
 
 
@@ -47,11 +49,11 @@ class Series(NamedTuple):
     z: FloatArray
     missing: float
     phases: tuple[str, ...]
-    calibration: FloatArray
+    calibration: NDArray[np.intp]
 
 
 def series(record: Mapping[str, Any]) -> Series:
-    """Of a record; ValueError if more than one tick in fifty has no reading after calibration."""
+    """Of a record; ValueError where a second has no joint tick, or one tick in fifty no reading, after calibration."""
     rows = record["ticks"]
     times = np.array([row[0] for row in rows])
     z = np.array([[math.nan if value is None else value for value in row[1:6]] for row in rows])
@@ -61,18 +63,21 @@ def series(record: Mapping[str, Any]) -> Series:
     window = np.flatnonzero(known[:decided])[-int(record["size"]["calibration"]) :]
     if len(window) < 2 or decided == len(phases):
         raise ValueError("the run has no calibration")
+    longest = float(np.diff(times[window[0] :]).max())
+    if longest > _LONGEST_GAP_S:
+        raise ValueError(f"no joint tick for {longest:.1f} s: the host was too busy for this pace")
     missing = float((~known[decided:]).mean())
     if missing > _MOST_MISSING:
         raise ValueError(f"{missing:.0%} of the joint ticks have no reading: the host was too busy for this pace")
     last = np.maximum.accumulate(np.where(known, np.arange(len(z)), window[0]))
-    return Series(times, z[last], missing, phases, window.astype(np.float64))
+    return Series(times, z[last], missing, phases, window)
 
 
 def score(record: Mapping[str, Any]) -> dict[str, Any]:
     """All figures of one run, as JSON."""
     seen = series(record)
     arm = Arm(record["arm"])
-    window = seen.z[seen.calibration.astype(int)]
+    window = seen.z[seen.calibration]
     axes = record["axes"]
     live = varying(window, SPLIT)[2]
     baseline = fit_baseline(window, SPLIT)
@@ -142,7 +147,7 @@ def _alarms(seen: Series, baseline: JointBaseline, here: slice) -> dict[str, flo
     }
 
 
-def _first(times: FloatArray, over: np.ndarray[Any, np.dtype[np.bool_]]) -> float | None:
+def _first(times: FloatArray, over: NDArray[np.bool_]) -> float | None:
     run = 0
     for time, above in zip(times.tolist(), over.tolist(), strict=True):
         run = run + 1 if above else 0
@@ -161,7 +166,7 @@ def _event(record: Mapping[str, Any], seen: Series, one: Mapping[str, Any]) -> d
     before = _between(seen.times, begin - BEFORE_S, begin)
     # A reading of the first round after the change comes a round later, and stands until the next.
     during = _between(seen.times, begin + 0.5, begin + EVENT_S + 0.5)
-    window = seen.z[seen.calibration.astype(int)]
+    window = seen.z[seen.calibration]
     level = np.quantile(window, 0.01, axis=0) - 1e-9
     after = _between(seen.times, begin, begin + _SEARCH_S)
     moved = [_first_below(seen.times[after], seen.z[after], level, axes) for axes in ((0, 1, 2), (C2_AI,))]
