@@ -13,14 +13,15 @@ last digit, and how often its certificate rejects there.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from bench.harness import ROOT, WORK, Result, need_root
+from bench.harness import WORK, Result, need_root
 from bench.simulated_run import record
+from mvps.cli.main import main
 from mvps.testbed.answers import Arm
 from mvps.testbed.score import score
 from mvps.testbed.verdicts import GOAL, summary
@@ -53,11 +54,12 @@ def run(given: argparse.Namespace) -> Result:
     if given.records is None:
         kept.unlink(missing_ok=True)
     numbers = [f"--{name}={value}" for name, value in ({**shape, "runs": runs}).items()]
-    command = [sys.executable, "-m", "mvps.cli.main", "simulate", "coupling", *numbers, "--out", str(kept), "--json"]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"bench: mvps simulate coupling ended with {done.returncode}")
-    found = json.loads(done.stdout)
+    # In this process: whoever ends it ends the beds, and they take their namespaces down.
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        ended = main(["simulate", "coupling", *numbers, "--out", str(kept), "--json"])
+    if ended:
+        raise SystemExit(f"bench: mvps simulate coupling ended with {ended}")
+    found = json.loads(said.getvalue())
     arms = found["arms"]
     for arm, one in arms.items():
         labels = {fault: row["right"]["share"] for fault, row in one["confusion"].items()}

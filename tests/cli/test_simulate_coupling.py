@@ -67,6 +67,9 @@ def test_a_file_that_is_none_of_runs_is_refused(tmp_path: Path, capsys: pytest.C
     path.write_text("no JSON\n")
     assert main(["simulate", "coupling", "--runs", "0", "--out", str(path)]) == exits.USAGE
     assert "is no file of runs" in capsys.readouterr().err
+    path.write_text('{"arm": "placebo"}\n')
+    assert main(["simulate", "coupling", "--runs", "0", "--out", str(path)]) == exits.USAGE
+    assert "line 1 is no record of a run" in capsys.readouterr().err
     assert main(["simulate", "coupling", "--runs", "0"]) == exits.UNREACHABLE
     assert "no run to score" in capsys.readouterr().err
 

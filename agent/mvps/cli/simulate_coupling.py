@@ -95,10 +95,15 @@ def run(arguments: argparse.Namespace) -> int:
 def _kept(out: Path | None) -> list[dict[str, Any]]:
     if out is None or not out.exists():
         return []
+    needed = {"arm", "seed", "size", "injected", "blocks", "ticks", "counts", "limits"}
     try:
-        return [json.loads(line) for line in out.read_text().splitlines() if line.strip()]
+        records = [json.loads(line) for line in out.read_text().splitlines() if line.strip()]
+        for number, record in enumerate(records, 1):
+            if not isinstance(record, dict) or needed.difference(record):
+                raise ValueError(f"line {number} is no record of a run")
     except (OSError, ValueError) as error:
         raise exits.Failure(exits.USAGE, f"{out} is no file of runs: {error}") from None
+    return records
 
 
 def _run_missing(
@@ -141,6 +146,8 @@ def _run_missing(
                 with arguments.out.open("a") as file:
                     file.write(json.dumps(record) + "\n")
 
+    threads: list[threading.Thread] = []
+    stopped = False
     try:
         for name in sweep(PREFIX):
             say(f"removed {name}, left by a run that was killed")
@@ -150,14 +157,19 @@ def _run_missing(
                 thread.start()
             for thread in threads:
                 thread.join()
-            if stop.is_set():
+            if stopped := stop.is_set():
                 break
     finally:
+        # On every way out what runs takes its namespaces down before we go.
+        stop.set()
+        for thread in threads:
+            if thread.is_alive():
+                thread.join()
         for number, handler in before.items():
             signal.signal(number, handler)
     for failure in failures:
         say(failure)
-    return stop.is_set() or bool(failures)
+    return stopped or bool(failures)
 
 
 def _show(found: dict[str, Any]) -> None:

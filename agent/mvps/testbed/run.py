@@ -2,7 +2,7 @@
 """One run of the closed loop: a bed, its calibration, the plan, and the record of all that was seen.
 
 A record is one JSON object: what was injected when, every joint tick as the broker decided it, what the replicas and
-the users counted, what the broker says of the coupling, and what the processes cost.
+the users counted, and what the processes cost.
 """
 
 from __future__ import annotations
