@@ -27,7 +27,7 @@ from mvps.testbed.score import score
 from mvps.testbed.verdicts import GOAL, summary
 
 SUMMARY = "closed loop: phases, coupling tests and leads with real routes, caches and agents, against a placebo arm"
-SHORT = {"runs": 1, "blocks": 1, "events": 6, "sweeps": 1}
+SHORT = {"runs": 1, "blocks": 1, "events": 5, "sweeps": 1}
 FULL = {"runs": 20, "blocks": 2, "events": 10, "sweeps": 2}
 
 
@@ -77,7 +77,7 @@ def run(given: argparse.Namespace) -> Result:
         "one kernel for all",
         "goal": GOAL,
         **found,
-        "simulated": simulated(40 if given.full else 10),
+        "simulated": simulated(40 if given.full else 5),
     }
     return Result(
         round(figure, 3),

@@ -83,7 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
         except ValueError as error:
             refused.append(f"{record['arm']} {record['seed']}: {error}")
     if not scored:
-        raise exits.Failure(exits.UNREACHABLE, "; ".join(refused) or "no run to score: --runs is 0 and --out is empty")
+        nothing = "no run came to its end" if stopped else "no run to score: --runs is 0 and --out is empty"
+        raise exits.Failure(exits.UNREACHABLE, "; ".join(refused) or nothing)
     found = {**verdicts.summary(scored), "refused runs": refused}
     if arguments.json:
         print(json.dumps(found, indent=2))

@@ -180,9 +180,11 @@ class Bed:
         ]
         if given is not None:
             command.append(json.dumps(given))
-        self._processes.append(
-            (name, subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=log, text=True))
+        # A session of their own: Ctrl-C is for us, who end them in order.
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=out, stderr=log, text=True, start_new_session=True
         )
+        self._processes.append((name, process))
 
     def _broker(self) -> None:
         assert self._site is not None
