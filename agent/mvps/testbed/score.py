@@ -103,7 +103,8 @@ def score(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _replayed(record: Mapping[str, Any], seen: Series, baseline: JointBaseline) -> float:
     """How far D^2 computed here lies from what the broker had live: 95th percentile of the relative difference of all
-    three, below 1 the absolute one. The record holds rounded coordinates."""
+    three, below 1 the absolute one. Records hold rounded coordinates, and do not say which rows of the calibration
+    window were fresh: with a busy host's jitter the windows differ in a few rows."""
     live = np.array([row[6:9] for row in record["ticks"]])
     found = np.stack(baseline.distances(seen.z), axis=1)
     decided = np.array([phase != "CALIBRATING" for phase in seen.phases])
