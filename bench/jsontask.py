@@ -26,9 +26,9 @@ choice of the other part. The mask has no knob. Curves show whole families.
 
 Intervals: 95 %, bootstrap over models and over prompts inside them, of paired differences from the baseline and, for
 the controller's arms, from the temperature of the same KL. F10 (``mvps.surplus.falsifiers``) is judged by the task's
-pass rate, with one pair for each model. It holds when the comparison is fair: KL equal within 10 %, no token over its
-budget, no break behind the mask but by length and, with ``--full``, 900 prompts an arm and a baseline that breaks
-5 to 25 % of its answers.
+pass rate, with one pair for each model. It holds when the comparison is fair: KL of temperature and controller equal
+within 10 % (other arms that are not are listed), no token over its budget, no break behind the mask but by length and,
+with ``--full``, 900 prompts an arm and a baseline that breaks 5 to 25 % of its answers.
 
 The models learn what their teachers do wrong, so that the likeliest answer is mostly right: lower temperatures help
 here by construction, as they do with models that were trained on more good answers than bad ones.
@@ -84,7 +84,7 @@ Slots = npt.NDArray[np.int64]
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=int, default=0, help="training seeds (default 1, with --full 6)")
     parser.add_argument("--prompts", type=int, default=0, help="for each arm and model (default 200, with --full 900)")
-    parser.add_argument("--steps", type=int, default=450, help="of training")
+    parser.add_argument("--steps", type=int, default=400, help="of training")
 
 
 class Part(Protocol):
@@ -388,8 +388,8 @@ def tokenizer(library: Any) -> Any:
     """The world's tokens for llguidance."""
 
     class _Tokens:
-        eos_token_id, bos_token_id, special_token_ids = END, None, list(range(END + 1))
-        tokens = [word.encode() if k > END else b"" for k, word in enumerate(WORDS)]
+        eos_token_id, bos_token_id, special_token_ids = END, None, tuple(range(END + 1))
+        tokens = tuple(word.encode() if k > END else b"" for k, word in enumerate(WORDS))
 
         def __call__(self, text: bytes | str) -> list[int]:
             return json_world.tokenized(text.decode() if isinstance(text, bytes) else text)
@@ -646,7 +646,7 @@ def run(given: argparse.Namespace) -> Result:
     masked = [one.answers[name] for one in judged for name in one.answers if name.startswith("mask")]
     unbroken = all(not (one.broke & ~one.cut).any() for one in masked)
     breaks = rows["baseline"]["breaks"][0]
-    fair = not off and excess <= 1e-6 and unbroken
+    fair = not any("temperature" in name for name in off) and excess <= 1e-6 and unbroken
     if given.full:
         fair = fair and count >= LEAST_PROMPTS and SENSIBLE[0] <= breaks <= SENSIBLE[1]
     details = {
