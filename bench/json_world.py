@@ -11,6 +11,9 @@ What a model is taught is not always right, as text from the world is not: so ma
     bare              have one escape left out                     trailing          have a comma too many
     quoted            have a number in quotes                      wrong             have another value: no break
 
+A remark between two strings of an array ends up in the second, and a bare backslash before an n is a line end: then the
+value is wrong and the format is not broken.
+
 The grader knows nothing of any of this: a *format break* is a text that ``json.loads`` refuses, that names a field
 twice or is not of the prompt's schema; the task is *passed* by the right values. Tokens are pieces of text, several
 bytes each and crossing the bounds of strings as those of real tokenizers do (``","`` closes one and opens the next).

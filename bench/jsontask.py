@@ -433,20 +433,24 @@ def recipes(bench: Bench, budget: float, every: bool) -> dict[str, Recipe]:
     def steered(settings: Settings, look: bool = False, lam: float = LAMBDA) -> Callable[[float], list[Part]]:
         return lambda knob: [bench.steered(knob, settings, look, lam)]
 
-    alone = Settings(value=ValueWeights(0.0, 0.0, 1.0, 0.0, 0.0), dissipation=_NONE)
     found = {
         "controller": Recipe(steered(plain), budget),
         "mask + controller": Recipe(lambda knob: [bench.mask(), bench.steered(knob, plain)], budget),
         "temperature": Recipe(_warm, 0.2, "controller"),
         "mirostat": Recipe(_mirostat, 0.4, "controller"),
         "look-ahead": Recipe(steered(plain, look=True), budget, "controller"),
-        "structure alone": Recipe(steered(alone), 0.5, "controller"),
+        "structure alone": Recipe(steered(_alone()), 0.5, "controller"),
         "mask + temperature": Recipe(lambda knob: [bench.mask(), *_warm(knob)], 0.2, "mask + controller"),
     }
     if every:
         found |= {name: Recipe(steered(settings), budget, "controller") for name, settings in _VARIANTS.items()}
         found["lambda 4"] = Recipe(steered(plain, lam=10.0 * LAMBDA), budget, "controller")
     return found
+
+
+def _alone() -> Settings:
+    """Nothing but structure risk in J."""
+    return Settings(value=ValueWeights(0.0, 0.0, 1.0, 0.0, 0.0), dissipation=_NONE)
 
 
 def _warm(knob: float) -> list[Part]:
@@ -531,11 +535,13 @@ def _curves(bench: Bench, asked: Sequence[Prompt], seed: int) -> dict[str, list[
 def interval(values: Sequence[Array], rng: np.random.Generator) -> list[float]:
     """Mean with its 95 % interval; values (P,) of each model. Models are drawn, and prompts inside them."""
     models = [np.asarray(one, dtype=np.float64) for one in values]
-    means = []
-    for _ in range(_RESAMPLES):
-        picked = [models[k] for k in rng.integers(len(models), size=len(models))]
-        means.append(np.mean([one[rng.integers(len(one), size=len(one))].mean() for one in picked]))
-    low, high = np.percentile(means, [2.5, 97.5])
+    means = np.empty((_RESAMPLES, len(models)))
+    for place in range(len(models)):
+        picked = rng.integers(len(models), size=_RESAMPLES)
+        for k, one in enumerate(models):
+            rows = np.flatnonzero(picked == k)
+            means[rows, place] = one[rng.integers(len(one), size=(len(rows), len(one)))].mean(axis=1)
+    low, high = np.percentile(means.mean(axis=1), [2.5, 97.5])
     return [round(float(x), 4) for x in (np.mean([one.mean() for one in models]), low, high)]
 
 
