@@ -46,4 +46,5 @@ def test_it_tells_collapse_from_health() -> None:
     assert rows["identical", 0.0]["caught_limit"] == 0.0
     assert rows["identical", 1.0]["sse"] < 0.05
     assert rows["nearly", 1.0]["sse"] < rows["nearly", 0.5]["sse"] < rows["nearly", 0.0]["sse"]
-    assert (rows["identical", 1.0]["caught_rival"], rows["nearly", 1.0]["caught_rival"]) == (1.0, 0.0)
+    assert rows["identical", 1.0]["caught_rival"] == 1.0
+    assert rows["nearly", 1.0]["caught_rival"] < 1.0, "of an answer with few digits some are the same"
