@@ -39,6 +39,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import pickle
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +51,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from bench import json_world
-from bench.harness import Result
+from bench.harness import WORK, Result
 from bench.json_world import END, LONGEST_ANSWER, WORDS, Prompt
 from mvps.serving.decoding import Decoding
 from mvps.surplus.controller import Controller, Fallback, Modes, Requests, Settings, Step, Terrain
@@ -85,6 +86,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=int, default=0, help="training seeds (default 1, with --full 6)")
     parser.add_argument("--prompts", type=int, default=0, help="for each arm and model (default 200, with --full 900)")
     parser.add_argument("--steps", type=int, default=400, help="of training")
+    parser.add_argument("--resume", action="store_true", help="take the models that a --full run had judged before")
 
 
 class Part(Protocol):
@@ -474,6 +476,14 @@ class Judged(NamedTuple):
     model_us: float
 
 
+class Done(NamedTuple):
+    """One model, with its loss and the seconds of its training."""
+
+    judged: Judged
+    loss: float
+    training_s: float
+
+
 def judge_model(bench: Bench, count: int, tuning_count: int, seed: int) -> Judged:
     """Tune every arm of one model, and let it answer."""
     tuning, judging = prompts(bench.number, tuning_count, "tuning"), prompts(bench.number, count, "judging")
@@ -619,21 +629,27 @@ def run(given: argparse.Namespace) -> Result:
 
     json_transformer.torch.set_num_threads(1)
     models, count = given.models or (6 if given.full else 1), given.prompts or (LEAST_PROMPTS if given.full else 200)
-    judged, losses, train_s = [], [], 0.0
+    done: list[Done] = []
     with threadpool_limits(1):
         for number in range(models):
-            started = time.monotonic()
-            made = json_transformer.train(number, given.steps)
-            taken = time.monotonic() - started
-            train_s += taken
-            losses.append(made.loss)
-            judged.append(judge_model(Bench(made.model, llguidance, number), count, max(count // 3, 60), number))
-            now = judged[-1].answers["baseline"]
+            kept = WORK / f"jsontask-{given.steps}-{count}-{number}.pickle"
+            if given.resume and kept.exists():
+                done.append(pickle.loads(kept.read_bytes()))
+            else:
+                started = time.monotonic()
+                made = json_transformer.train(number, given.steps)
+                seconds = time.monotonic() - started
+                found = judge_model(Bench(made.model, llguidance, number), count, max(count // 3, 60), number)
+                done.append(Done(found, made.loss, seconds))
+                if given.full:
+                    kept.write_bytes(pickle.dumps(done[-1]))
+            one, now = done[-1], done[-1].judged.answers["baseline"]
             print(
-                f"model {number}: trained in {taken:.0f} s, loss {made.loss:.3f}, the baseline breaks "
-                f"{now.broke.mean():.3f} and passes {now.passed.mean():.3f}; {time.monotonic() - started:.0f} s",
+                f"model {number}: trained in {one.training_s:.0f} s, loss {one.loss:.3f}, the baseline breaks "
+                f"{now.broke.mean():.3f} and passes {now.passed.mean():.3f}",
                 flush=True,
             )
+    judged = [one.judged for one in done]
     rows = table(judged)
     off = {name: ratio for budget in BUDGETS for name, ratio in unequal(judged, budget).items()}
     verdicts = [f10(judged, budget) for budget in BUDGETS]
@@ -658,8 +674,8 @@ def run(given: argparse.Namespace) -> Result:
     details = {
         "conditions": f"{models} models of {given.steps} steps, {count} prompts an arm and model, lambda {LAMBDA}, "
         "temperature 1, one core",
-        "loss": [round(one, 4) for one in losses],
-        "training_s_a_model": round(train_s / models, 1),
+        "loss": [round(one.loss, 4) for one in done],
+        "training_s_a_model": round(sum(one.training_s for one in done) / models, 1),
         "model_us_a_token": round(float(np.mean([one.model_us for one in judged])), 1),
         "arms": rows,
         "not_at_equal_kl": off,
