@@ -18,6 +18,7 @@ thread calls.
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -54,8 +55,7 @@ class _Tenant:
 class TextSpread:
     """Spread of the answers of one engine process.
 
-    embeddings: (V, d) of the tokens. lost: answers that found the queue full, or came from more tenants than
-    ``MAX_TENANTS``.
+    embeddings: (V, d) of the tokens.
     """
 
     def __init__(self, embeddings: npt.NDArray[np.float32]) -> None:
@@ -65,17 +65,27 @@ class TextSpread:
         self._directions = np.random.default_rng(0).normal(size=(dimensions, directions)) / math.sqrt(directions)
         self._queue: deque[tuple[str, Sequence[int]]] = deque()
         self._tenants: dict[str, _Tenant] = {}
-        self.lost = 0
+        self._reading = threading.Lock()
+        self._no_room = self._too_many = 0  # each is counted by one thread
+
+    @property
+    def lost(self) -> int:
+        """Answers that found the queue full, or came from more tenants than ``MAX_TENANTS``."""
+        return self._no_room + self._too_many
 
     def note(self, tenant: str, tokens: Sequence[int]) -> None:
         """An answer ended. Never waits; of its tokens the first ``KEPT_TOKENS`` count."""
         if len(self._queue) >= _QUEUE:
-            self.lost += 1
+            self._no_room += 1
         else:
             self._queue.append((tenant, tokens))
 
     def read(self) -> dict[str, float]:
-        """SSE in [0, 1] of every tenant that has one. One thread at a time."""
+        """SSE in [0, 1] of every tenant that has one."""
+        with self._reading:  # a stream may begin before the one before it has ended
+            return self._read()
+
+    def _read(self) -> dict[str, float]:
         fresh = set()
         while self._queue:
             name, tokens = self._queue.popleft()
@@ -84,7 +94,7 @@ class TextSpread:
             if not len(known):
                 continue
             if name not in self._tenants and len(self._tenants) >= MAX_TENANTS:
-                self.lost += 1
+                self._too_many += 1
                 continue
             tenant = self._tenants.setdefault(name, _Tenant())
             tenant.answers.append(self._embeddings[known].mean(axis=0, dtype=np.float64) @ self._directions)
