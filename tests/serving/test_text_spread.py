@@ -50,13 +50,13 @@ def test_a_healthy_tenant_stays_wide_and_one_answer_to_all_is_narrow_for_good() 
     assert min(told(spread, answers(rng, 2 * REFERENCE))[RECENT // 8 :]) > 0.65
 
 
-def test_nearly_the_same_answer_is_as_narrow() -> None:
+def test_nearly_the_same_answer_is_as_narrow_and_does_not_become_what_is_normal() -> None:
     spread, rng = TextSpread(EMBEDDINGS), np.random.default_rng(4)
     told(spread, answers(rng, REFERENCE))
     same = answers(rng, 1)[0]
-    varied = [[*same[:-4], *rng.integers(1900, VOCABULARY, size=4).tolist()] for _ in range(RECENT)]
-    assert len({tuple(one) for one in varied}) == RECENT
-    assert told(spread, varied)[-1] < 0.45, "the limit of BH-1"
+    varied = [[*same[:-4], *rng.integers(1900, VOCABULARY, size=4).tolist()] for _ in range(3 * REFERENCE)]
+    assert len({tuple(one) for one in varied}) == len(varied)
+    assert max(told(spread, varied)[RECENT // 8 :]) < 0.45, "the limit of BH-1"
 
 
 def test_the_larger_the_share_of_one_answer_the_narrower() -> None:
