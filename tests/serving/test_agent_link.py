@@ -107,6 +107,14 @@ def test_packets_arrive_in_order_and_directives_come_back(path: str, serve: Call
     assert [one.steps for one in packets] == list(range(500))
 
 
+def test_the_spread_of_texts_goes_up_with_every_batch(path: str, serve: Callable[[], Agent]) -> None:
+    agent = serve()
+    link = AgentLink(path, "engine", spread=lambda: {"acme": 0.25}).start()
+    link.write(cap())
+    until(lambda: agent.engines._minutes._tenants["acme"].spread == 0.25 if link.sent else False)
+    link.close()
+
+
 def test_an_idle_link_keeps_asking(path: str, serve: Callable[[], Agent]) -> None:
     agent = serve()
     link = AgentLink(path, "engine").start()

@@ -236,3 +236,24 @@ def test_tokens_without_an_embedding_are_passed_over() -> None:
     assert mean is not None
     np.testing.assert_allclose(mean, EMBEDDINGS[5])
     assert desk.decoding.mean_embedding([-1]) is None
+
+
+def test_an_answer_that_ends_is_handed_over_with_its_first_tokens() -> None:
+    ended: list[tuple[str, list[int]]] = []
+    desk = Desk()
+    desk.decoding._answered = lambda tenant, tokens: ended.append((tenant, list(tokens)))
+    slots = desk.open("acme", "other")
+    drawn = []
+    for seed in range(300):
+        z = logits(2, seed)
+        desk.decoding.step(z, slots)
+        drawn.append(z.argmax(axis=1))
+        desk.decoding.sampled(slots, drawn[-1])
+    assert ended == []
+    desk.decoding.close(int(slots[1]))
+    desk.decoding.close(int(slots[1]))
+    assert ended == [("other", [int(row[1]) for row in drawn[:256]])]
+    assert max(map(len, desk.decoding._said.values())) == 256
+    again = desk.open("acme")
+    desk.decoding.close(int(again[0]))
+    assert len(ended) == 1, "it said nothing"

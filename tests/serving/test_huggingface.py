@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface on plain arrays; and where torch and transformers are installed, a real small model."""
+"""The interface on plain arrays; and where torch and transformers are installed, a small transformer trained here."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from mvps.serving.huggingface import SurplusLogitsProcessor
 from mvps.surplus.controller import Controller, Requests, Settings, Terrain
 from mvps.surplus.indicators import Band
 from mvps.surplus.minutes import Directive
+from mvps.surplus.objective import ValueWeights
 from mvps.surplus.packets import Cap
 
 VOCABULARY, DIMENSIONS, CAPACITY, END = 600, 16, 8, 1
@@ -98,17 +100,57 @@ def test_rows_of_another_call_and_lists_of_another_length_are_refused() -> None:
     assert desk.room == room, "nothing is kept of a call that was refused"
 
 
+# What the model is taught: of 24 tokens each has three that may follow it; END comes after any with chance .05.
+FIRST, TAUGHT, WAYS = 2, 24, 3
+
+
+def followers(token: int) -> list[int]:
+    return [FIRST + (7 * (token - FIRST) + 11 * way) % TAUGHT for way in range(1, WAYS + 1)]
+
+
+def sentences(chance: np.random.Generator, count: int, length: int) -> np.ndarray:
+    rows = np.full((count, length), END)
+    for row in rows:
+        row[0] = chance.integers(FIRST, FIRST + TAUGHT)
+        for place in range(1, length):
+            if chance.random() < 0.05:
+                break
+            row[place] = followers(int(row[place - 1]))[chance.integers(WAYS)]
+    return rows
+
+
 @pytest.fixture(scope="module")
 def model() -> Any:
-    pytest.importorskip("torch", reason="torch (extra `models`) is not installed")
+    """A GPT-2 of two layers, trained on sentences until it knows what may follow what."""
+    torch = pytest.importorskip("torch", reason="torch (extra `models`) is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    import torch
-
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.manual_seed(3)
     config = transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_positions=128, n_embd=32, n_layer=2, n_head=2, bos_token_id=END, eos_token_id=END
+        vocab_size=VOCABULARY,
+        n_positions=64,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=END,
+        eos_token_id=END,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        resid_pdrop=0.0,
+        initializer_range=0.1,
     )
-    return transformers.GPT2LMHeadModel(config).eval()
+    made = transformers.GPT2LMHeadModel(config)
+    chance, descent = np.random.default_rng(4), torch.optim.AdamW(made.parameters(), lr=5e-3)
+    for _ in range(100):
+        tokens = torch.from_numpy(sentences(chance, 24, 16))
+        loss = made(tokens, labels=tokens).loss
+        descent.zero_grad()
+        loss.backward()
+        descent.step()
+    assert float(loss.detach()) < 1.5, f"log {VOCABULARY} is 6.4: it has learned little"
+    torch.set_num_threads(threads)
+    return made.eval()
 
 
 def generated(model: Any, processor: Any, seed: int = 7) -> Any:
@@ -128,6 +170,14 @@ def generated(model: Any, processor: Any, seed: int = 7) -> Any:
     )
 
 
+def known_pairs(tokens: Any) -> float:
+    """Share of the neighbours that were taught, up to END."""
+    pairs = [
+        pair for row in tokens.tolist() for pair in itertools.pairwise(row[3:]) if END not in pair and 0 not in pair
+    ]
+    return sum(after in followers(before) for before, after in pairs) / len(pairs)
+
+
 def test_a_real_models_generate_takes_it(model: Any) -> None:
     embeddings = model.get_input_embeddings().weight.detach().numpy().astype(np.float32)
     packets: list[Cap] = []
@@ -136,9 +186,42 @@ def test_a_real_models_generate_takes_it(model: Any) -> None:
     assert steered.shape[1] > 3
     assert sum(one.kl_used for one in packets) > 0.0
     assert all(one.kl_used <= one.steps * (0.01 + 1e-6) for one in packets)
+    assert known_pairs(steered) > 0.8, "it still speaks its language"
     with SurplusLogitsProcessor(decoding(packets, OFF, embeddings), 0.8, end_tokens=[END]) as processor:
         same = generated(model, processor)
     assert same.tolist() == generated(model, None).tolist()
+
+
+def test_a_real_model_goes_where_its_goal_is(model: Any) -> None:
+    """A goal that only some followers share, with a budget that can reach it: these are drawn more often."""
+    import torch
+
+    embeddings = model.get_input_embeddings().weight.detach().numpy().astype(np.float32)
+    wanted = np.zeros(VOCABULARY, dtype=bool)
+    wanted[[followers(token)[0] for token in range(FIRST, FIRST + TAUGHT, 2)]] = True
+    goal = embeddings[wanted].mean(axis=0) - embeddings[FIRST : FIRST + TAUGHT].mean(axis=0)
+    prompts = torch.tensor(sentences(np.random.default_rng(6), 64, 3))
+    shares = []
+    for told in (OFF, Directive("", 0.6, 0.3, 0.8, math.nan, Band.GREEN, False, False, False)):
+        terrain = Terrain(embeddings, np.zeros((embeddings.shape[1], 0), dtype=np.float32))
+        settings = Settings(value=ValueWeights(likelihood=0.0), reach=0.5, eta_floor=0.0)
+        controller = Controller(settings, terrain, Requests(64, embeddings.shape[1]))
+        desk = Decoding(controller, "small", b"s" * 16, lambda _, told=told: told, lambda _: None)
+        torch.manual_seed(7)
+        with SurplusLogitsProcessor(desk, 1.0, goals=[goal] * 64, end_tokens=[END]) as processor:
+            said = model.generate(
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                do_sample=True,
+                top_k=0,
+                max_new_tokens=12,
+                pad_token_id=0,
+                logits_processor=[processor],
+            )
+        words = said[:, 3:].numpy()
+        words = words[(words >= FIRST) & (words < FIRST + TAUGHT)]
+        shares.append(wanted[words].mean())
+    assert shares[1] > shares[0] + 0.1, shares
 
 
 def test_a_token_takes_one_transfer_from_the_device(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

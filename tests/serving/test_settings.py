@@ -69,3 +69,21 @@ def test_files_that_cannot_be_used_are_named(folder: Path, monkeypatch: pytest.M
     ):
         with pytest.raises(ValueError, match=words):
             settings.start(load(write(folder, **changes), monkeypatch), 2)
+
+
+def test_answers_go_from_the_requests_to_the_spread_and_to_the_link(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings = np.random.default_rng(1).normal(size=(50, 8)).astype(np.float32)
+    np.save(folder / "embeddings.npy", embeddings)
+    engine = settings.start(load(write(folder), monkeypatch), 2)
+    rng, slot = np.random.default_rng(2), np.array([0])
+    for _ in range(256):
+        engine.decoding.open(0, "acme", b"r", 0.8, [1, 2])
+        for token in rng.integers(50, size=3):
+            engine.decoding.step(rng.normal(size=(1, 50)).astype(np.float32), slot)
+            engine.decoding.sampled(slot, np.array([token]))
+        engine.decoding.close(0)
+    assert engine.link._spread is not None
+    assert engine.link._spread()["acme"] > 0.7
+    engine.link.close()

@@ -9,7 +9,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mvps.surplus.falsifiers import LEAST_PAIRS, Verdict, e1, e2, e3, judge, run_arm, survival, untested
+from mvps.surplus.falsifiers import (
+    LEAST_PAIRS,
+    Verdict,
+    e1,
+    e2,
+    e3,
+    judge,
+    looking_ahead,
+    run_arm,
+    survival,
+    untested,
+)
 from mvps.surplus.handoffs import T0, T1, T2, T3, Team
 from mvps.surplus.handoffs import simulate as run_team
 from mvps.surplus.retrial_queue import RampPlan, Workload, simulate
@@ -39,6 +50,16 @@ def test_three_verdicts_and_no_fourth() -> None:
     assert (few.pairs, few.verdict) == (5, Verdict.UNDERPOWERED)
     with pytest.raises(ValueError, match="what would matter"):
         judge("F", "", [1.0] * 6, 0.0, 0.0)
+
+
+def test_looking_ahead_is_judged_by_the_task() -> None:
+    plain = np.array([0.70, 0.72, 0.68, 0.71, 0.69, 0.70])
+    noise = np.array([0.004, -0.006, 0.001, 0.005, -0.003, 0.0])
+    found = [looking_ahead((plain + gain + noise).tolist(), plain.tolist()) for gain in (0.03, 0.0, -0.02)]
+    assert [one.verdict for one in found] == [Verdict.HELD, Verdict.FAILED, Verdict.FAILED]
+    assert found[0].name == "F10"
+    assert found[0].effect == pytest.approx(0.03, abs=1e-3)
+    assert looking_ahead(plain[:5].tolist(), plain[:5].tolist()).verdict is Verdict.UNDERPOWERED
 
 
 def test_what_is_not_testable_says_why() -> None:

@@ -240,3 +240,16 @@ def test_the_texts_temperature_breaks_the_budget_where_the_nudge_is_large() -> N
     assert kl_of(base[None], (text_projection(base, nudged, 0.006) - base)[None])[0] > 50 * 0.006
     exact = tilt(base[None], (nudged - base)[None], 0.006)
     assert 0.00599 < exact.kl[0] <= 0.006
+
+
+def test_few_rows_are_normalised_as_many_are() -> None:
+    weights = cases(400, 8, 21)[0]
+    weights[:3] = np.array([[np.nan], [np.inf], [-np.inf]])
+    weights[3, 5] = weights[4, 0] = np.nan
+    weights[5, :2] = 1e308, -1e308
+    with np.errstate(over="ignore"):
+        many = log_normalised(weights)
+        few = np.concatenate([log_normalised(weights[row : row + 1]) for row in range(len(weights))])
+    np.testing.assert_array_equal(np.isfinite(few), np.isfinite(many))
+    np.testing.assert_allclose(few[np.isfinite(many)], many[np.isfinite(many)], rtol=1e-14, atol=1e-13)
+    assert np.all(few[~np.isfinite(many)] == -np.inf)

@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO, Final
 
 import grpc
@@ -51,7 +51,8 @@ class AgentLink:
     """A link that is begun with ``start`` and ended with ``close``.
 
     path: the agent's socket. name: of the chains, see ``engine_name``; a number is added. record: gets every line as
-    it is sent, for ``mvps surplus replay``. load: what the engine exports, asked for with every batch.
+    it is sent, for ``mvps surplus replay``. load, spread: what the engine exports, and SSE by tenant, asked for with
+    every batch, in the link's thread.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class AgentLink:
         name: str,
         record: BinaryIO | None = None,
         load: Callable[[], pb.EngineLoad] | None = None,
+        spread: Callable[[], Mapping[str, float]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         checked_name(f"{name}.{10**6}")
@@ -67,6 +69,7 @@ class AgentLink:
         self._name = name
         self._record = record
         self._load = load
+        self._spread = spread
         self._clock = clock
         self._queue: deque[Cap] = deque()
         self._wake = threading.Event()
@@ -174,6 +177,8 @@ class AgentLink:
                 self._keep(line)
             if self._load is not None:
                 batch.load.CopyFrom(self._load())
+            if self._spread is not None:
+                batch.spread.update(self._spread())
             self._unanswered = len(batch.lines)
             yield batch
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from mvps.coherence.observation import FloatArray
 from mvps.serving.tensors import Likeliest, TokenArray, likeliest, write
+from mvps.serving.text_spread import KEPT_TOKENS
 from mvps.surplus.candidates import IndexArray
 from mvps.surplus.controller import Control, Controller, Fallback, Step
 from mvps.surplus.geometry import TickRule
@@ -81,7 +82,7 @@ class Decoding:
 
     controller: with as many slots as the engine has. model: its name in packets. salt: secret of at least 16 bytes.
     told: tenant -> what holds for it now; called once a step and tenant. written: takes every packet, must not wait.
-    clock: nanoseconds since the epoch.
+    answered: takes tenant and first tokens of every answer that ends, must not wait. clock: nanoseconds since epoch.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Decoding:
         written: Callable[[Cap], None],
         *,
         ticks: TickRule | None = None,
+        answered: Callable[[str, Sequence[int]], None] | None = None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         # What cannot be in a packet is refused now and not at the end of the first tick.
@@ -104,6 +106,8 @@ class Decoding:
         self._told = told
         self._written = written
         self._ticks = ticks or TickRule()
+        self._answered = answered
+        self._said: dict[int, list[int]] = {}  # of each slot, where somebody wants them
         self._clock = clock
         capacity = len(controller.requests.known)
         self._temperature = np.zeros(capacity)
@@ -166,6 +170,9 @@ class Decoding:
         self._controller.requests.known[slot] = False
         if ended.steps:
             self._write(ended, capped)
+        said = self._said.pop(slot, None)
+        if said and self._answered is not None:
+            self._answered(ended.tenant, said)
 
     def mean_embedding(self, tokens: Sequence[int] | TokenArray) -> FloatArray | None:
         """Mean (d,) of the embeddings of tokens: a goal, where somebody names it by its text. None without any."""
@@ -202,6 +209,11 @@ class Decoding:
             return
         self._controller.advance(slots, tokens)
         self._choose(slots, tokens)
+        if self._answered is not None:
+            for slot, token in zip(slots.tolist(), tokens.tolist(), strict=True):
+                said = self._said.setdefault(slot, [])
+                if len(said) < KEPT_TOKENS:
+                    said.append(token)
         checker = self._controller.checker
         steps = np.array([self._slots[slot].steps for slot in slots.tolist()])
         boundary = np.zeros(len(slots), dtype=bool) if checker is None else checker.at_boundary(slots)

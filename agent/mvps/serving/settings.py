@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mvps.serving.agent_link import AgentLink, engine_name
 from mvps.serving.decoding import Decoding
+from mvps.serving.text_spread import TextSpread
 from mvps.settings import toml_file
 from mvps.surplus.controller import Controller, Requests, Settings, Terrain
 from mvps.surplus.geometry import TickRule, basis
@@ -85,9 +86,16 @@ def start(settings: ServingSettings, capacity: int) -> Engine:
         record = open(settings.record, "ab") if settings.record else None  # noqa: SIM115 - the link keeps it
     except OSError as error:
         raise ValueError(f"cannot open {error.filename}: {error.strerror}") from None
-    link = AgentLink(settings.socket, engine_name(), record)
+    spread = TextSpread(embeddings)
+    link = AgentLink(settings.socket, engine_name(), record, spread=spread.read)
     decoding = Decoding(
-        controller, settings.model, salt, link.told, link.write, ticks=TickRule(settings.usual, settings.most)
+        controller,
+        settings.model,
+        salt,
+        link.told,
+        link.write,
+        ticks=TickRule(settings.usual, settings.most),
+        answered=spread.note,
     )
     link.start()
     return Engine(decoding, link, settings.tenant)

@@ -166,9 +166,18 @@ def e3(runs: Mapping[str, Sequence[Run]]) -> list[tuple[str, Outcome]]:
     return found
 
 
+def looking_ahead(ahead: Sequence[float], plain: Sequence[float]) -> Outcome:
+    """F10, on pass rates of a task with and without looking ahead, of the same models at the same KL.
+
+    The text asks for J, which cannot fail: it is what is maximised (ours: the task itself).
+    """
+    gained = [one - other for one, other in zip(ahead, plain, strict=True)]
+    return judge("F10", "looking ahead raises the task pass rate at equal KL", gained, 0.0, 0.02)
+
+
 UNTESTED: Mapping[str, str] = {
-    "F9": "lambda coupled to the host against a fixed one: no decoding loop runs here",
-    "F10": "as written it cannot fail, since J is what is maximised; a task's pass rate would do, and needs a model",
+    "F9": "lambda coupled to the host against a fixed one: it needs a decoding loop whose answers suffer from load",
+    "F10": "as written it cannot fail, since J is what is maximised; by a task's pass rate: ./bench/run jsontask",
 }
 
 

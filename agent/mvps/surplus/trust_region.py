@@ -62,12 +62,25 @@ class Tilt(NamedTuple):
 def log_normalised(log_weights: FloatArray) -> FloatArray:
     """log softmax of each row, as doubles; rows without a finite maximum become all -inf."""
     z = np.asarray(log_weights, dtype=np.float64)
+    if 0 < len(z) <= FEW_ROWS:
+        return np.array([_row_normalised(row) for row in z.tolist()])
     top = z.max(axis=1, keepdims=True)
     usable = np.isfinite(top)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         shifted = z - top
         normal: FloatArray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return normal if usable.all() else np.where(usable, normal, -np.inf)
+
+
+def _row_normalised(z: list[float]) -> list[float]:
+    """``log_normalised`` of one row."""
+    top = max(z)
+    # NaN compares as it likes, but wherever it stands the sum shows it; so does an infinite maximum.
+    total = sum(math.exp(x - top) for x in z)
+    if not 0.0 < total < math.inf:
+        return [-math.inf] * len(z)
+    log_total = math.log(total)
+    return [x - top - log_total for x in z]
 
 
 def divergence(log_p: FloatArray, log_q: FloatArray) -> FloatArray:
@@ -237,7 +250,11 @@ def _gain_of_row(p: list[float], a: list[float], budget: float, most: float) -> 
     slack = max(_SLACK * budget, _LEAST_SLACK)
     least, aim = budget - slack, math.sqrt(max(budget - 0.5 * slack, 0.0))
     terms = [(weight, x) for weight, x in zip(p, a, strict=True) if weight > 0.0]
-    mean, square, cube = (sum(weight * x**power for weight, x in terms) for power in (1, 2, 3))
+    mean = square = cube = 0.0
+    for weight, x in terms:
+        mean += weight * x
+        square += weight * x * x
+        cube += weight * x * x * x
     variance = square - mean * mean
     gain = most
     if variance > 0.0:
