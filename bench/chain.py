@@ -4,8 +4,9 @@
 The second direction of 001 sec. 17.2: pressure -> reclaim -> sockets -> latency -> less traffic for the replica. Two
 replicas serve over TCP from namespaces of their own, each reads some pages of its mapped weights for an answer; a
 client sends each request to a replica by weights that follow the inverse of its latencies, as a least-latency balancer
-does. An episode lowers the memory limit of one replica's control group below what its weights need, for some seconds;
-nothing else is done. Between episodes there are as many *placebos*: the same times, and no limit is lowered.
+does. In an episode another process of one replica's control group takes so much memory for some seconds that the
+weights do not fit beside it any more; nothing else is done. Between episodes there are as many *placebos*: the same
+process at the same times, which takes nothing.
 
 Every tick the agent's own vantages are read and judged by its own model; onset of a vantage is the first of two ticks
 in a row in which its standardised distance is beyond what all but one in 200 quiet ticks have, of a latency or a share
@@ -52,7 +53,7 @@ RECOVERY_TICKS = 24
 WITHIN = 12  # ticks in which an onset belongs to its episode
 VANTAGES = ("mm", "blk", "sock", "sched", "irq")
 REPLICAS = ("r1", "r2")
-WEIGHTS_MIB, ROOM_MIB, PRESSED_MIB = 96, 200, 48
+WEIGHTS_MIB, ROOM_MIB, TAKEN_MIB = 96, 160, 100
 PAGES, ANSWER = 48, 32 * 1024  # per request
 RATE = 80.0  # requests a second
 PORT = 7100
@@ -89,6 +90,14 @@ def replica(path: str, address: str) -> None:
             threading.Thread(target=_until_closed, daemon=True).start()
             while True:
                 threading.Thread(target=serve, args=(listening.accept()[0],), daemon=True).start()
+
+
+def neighbour(mib: str) -> None:
+    """Take so much memory, and hold it until the input closes."""
+    taken = bytearray(int(mib) << 20)
+    for page in range(0, len(taken), mmap.PAGESIZE):
+        taken[page] = 1
+    _until_closed()
 
 
 def client(seed: int, *addresses: str) -> None:
@@ -200,6 +209,7 @@ def record(episodes: int, seed: int) -> Recorded:
         net = stack.enter_context(lab("mvps-chain"))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mvps-chain-", dir=host.directory)))
         net.host("gw")
+        pressed_group: list[str] = []
         for number, name in enumerate(REPLICAS, 1):
             net.host(name)
             net.link("gw", f"10.98.{number}.1/24", name, f"10.98.{number}.2/24")
@@ -210,6 +220,7 @@ def record(episodes: int, seed: int) -> Recorded:
                 # What is cached already belongs to whoever wrote it, and would press on nobody else.
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             groups = host.workload(f"chain-{name}", ROOM_MIB)
+            pressed_group = groups if name == REPLICAS[0] else pressed_group
             server = stack.enter_context(
                 _process(_command(net, name, "replica", str(weights), f"10.98.{number}.2", options=groups))
             )
@@ -228,9 +239,11 @@ def record(episodes: int, seed: int) -> Recorded:
             steps += [(FAULT_TICKS, one), (GAP_TICKS, None)]
         done, total = 0, sum(ticks for ticks, _ in steps)
         for number, (ticks, press) in enumerate(steps):
+            taking = contextlib.ExitStack()
             if press is not None:
                 found.episodes.append((tick, press))
-                host.limit_memory("chain-r1", PRESSED_MIB if press else ROOM_MIB)
+                mib = str(TAKEN_MIB if press else 0)
+                taking.enter_context(_process(_command(net, "r1", "neighbour", mib, options=pressed_group)))
             for step in range(ticks):
                 time.sleep(max(0.0, tick * TICK_S - time.time()))
                 result = model.step(tick, {n: seen for n, seen in vantages.read().items() if n in VANTAGES})
@@ -239,8 +252,7 @@ def record(episodes: int, seed: int) -> Recorded:
                 if press is None and (step >= CALIBRATION_TICKS if number == 0 else step >= RECOVERY_TICKS):
                     found.quiet.append(tick)
                 tick = max(tick + 1, int(time.time() / TICK_S) + 1)
-            if press:
-                host.limit_memory("chain-r1", ROOM_MIB)
+            taking.close()
             done += ticks
             print(f"\r{done}/{total} ticks", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)

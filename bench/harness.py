@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
 WORK = ROOT / "bench/work"
 _ENDINGS = (signal.SIGTERM, signal.SIGHUP)
-_NOT_BENCHMARKS = {"__init__", "fact_world", "harness", "model_server", "small_transformer"}
+_NOT_BENCHMARKS = {"__init__", "fact_world", "harness", "model_server", "simulated_run", "small_transformer"}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes tests/net/lab.py importable."""
+"""Makes tests/net/path_agent.py importable."""
 
 import sys
 from pathlib import Path

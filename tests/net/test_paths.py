@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Agent, Lab, lab
+from path_agent import Agent
 
+from mvps.testbed.lab import Lab, lab
 from mvps.vantages.keys import stable_key
 
 pytestmark = pytest.mark.net

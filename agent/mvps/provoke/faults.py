@@ -120,7 +120,6 @@ class Host:
     _background: subprocess.Popen[str] | None = None
     _loads: list[subprocess.Popen[str]] = field(default_factory=list)
     _cgroups: list[Path] = field(default_factory=list)
-    _limited: dict[str, Path] = field(default_factory=dict)
     _undo: list[Callable[[], None]] = field(default_factory=list)
     _network: bool = False
 
@@ -220,15 +219,9 @@ class Host:
             if memory_mib and top == tops["memory"]:
                 if top == tops.get(""):
                     (top / "cgroup.subtree_control").write_text("+memory")
-                self._limited[name] = group
-                self.limit_memory(name, memory_mib)
+                limit = "memory.max" if (group / "memory.max").exists() else "memory.limit_in_bytes"
+                (group / limit).write_text(str(memory_mib * _MIB))
         return options
-
-    def limit_memory(self, name: str, memory_mib: int) -> None:
-        """Change what a workload may hold; what it holds beyond that is reclaimed at once."""
-        group = self._limited[name]
-        limit = "memory.max" if (group / "memory.max").exists() else "memory.limit_in_bytes"
-        (group / limit).write_text(str(memory_mib * _MIB))
 
     def hold(self) -> None:
         """Freeze the running fault's loads where they are."""

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import Any
 
 _SYSCTL = {
     # Hash by the 5-tuple, in one known way, so that a test's flows use both paths on every run.
@@ -32,9 +31,9 @@ class Lab:
 
     _numbers = count()
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "mvps-lab") -> None:
         self._made: list[str] = []
-        self._prefix = f"mvps-lab-{os.getpid()}-{next(self._numbers)}"
+        self._prefix = f"{prefix}-{os.getpid()}-{next(self._numbers)}"
 
     def full(self, name: str) -> str:
         """The namespace's name for ip(8)."""
@@ -80,18 +79,19 @@ class Lab:
 
     def inside(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command in a namespace's network."""
-        return subprocess.run([*self._enter(name), *words], check=True, capture_output=True, text=True)
+        return subprocess.run([*self.enter(name), *words], check=True, capture_output=True, text=True)
 
     def python(self, name: str, script: str, *arguments: str) -> subprocess.Popen[str]:
         """Start a Python script in a namespace's network, with pipes to its input and output."""
         return subprocess.Popen(
-            [*self._enter(name), sys.executable, "-c", script, *arguments],
+            [*self.enter(name), sys.executable, "-c", script, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def _enter(self, name: str) -> tuple[str, ...]:
+    def enter(self, name: str) -> tuple[str, ...]:
+        """Words before a command that is to run in a namespace's network."""
         return ("nsenter", f"--net=/run/netns/{self.full(name)}")
 
     def mac(self, name: str, device: str) -> str:
@@ -110,78 +110,24 @@ class Lab:
             subprocess.run(["ip", "netns", "del", self.full(self._made.pop())], check=False)
 
 
+def sweep(prefix: str) -> list[str]:
+    """Remove what labs of this prefix left behind whose process is gone (killed); their namespaces' names."""
+    shown = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout
+    left = []
+    for line in shown.splitlines():
+        name = line.split()[0]
+        owner = name.removeprefix(f"{prefix}-").split("-")[0]
+        if name.startswith(f"{prefix}-") and owner.isdigit() and not os.path.exists(f"/proc/{owner}"):
+            subprocess.run(["ip", "netns", "del", name], check=False)
+            left.append(name)
+    return left
+
+
 @contextmanager
-def lab() -> Iterator[Lab]:
+def lab(prefix: str = "mvps-lab") -> Iterator[Lab]:
     """A lab that is taken down on every way out."""
-    made = Lab()
+    made = Lab(prefix)
     try:
         yield made
     finally:
         made.close()
-
-
-class Agent:
-    """A process in a namespace that runs V_path there and answers one JSON line per tick it is asked for."""
-
-    SCRIPT = """
-import json, os, sys
-from mvps.vantages.cells import Scope
-from mvps.vantages.probe_plan import Destination, ProbePlan
-from mvps.vantages.registry import VantageSet
-asked = json.loads(sys.argv[1])
-plan = None
-if asked:
-    destinations = tuple(Destination(*one) for one in asked.pop("destinations"))
-    plan = ProbePlan(destinations, **asked)
-vantages = VantageSet.open(["path"], Scope(netns=os.stat("/proc/self/ns/net").st_ino), probe=plan)
-for line in sys.stdin:
-    seen = vantages.read()
-    if not seen:
-        raise SystemExit(vantages.states()["path"].reason)
-    keys = {k for one in seen.values() for k in one.objects or {}}
-    names = vantages.object_names(keys)
-    prober = vantages._running["path"]._prober
-    answer = {
-        name: {
-            "objects": sorted(names.get(k, "?") for k in one.objects),
-            "prints": {str(k): {str(p): n for p, n in v.items()} for k, v in one.fingerprints.items()},
-            "checked": one.checked, "violated": one.violated, "facts": dict(one.facts),
-            "events": one.events, "bins": int((one.histogram > 0).sum()),
-        }
-        for name, one in seen.items()
-    }
-    answer["state"] = [vantages.states()["path"].state, vantages.states()["path"].reason]
-    answer["losses"] = vantages.losses()
-    answer["child"] = prober.pid if prober else 0
-    answer["paths"] = [[*key, hops] for key, hops in prober.findings.paths().items()] if prober else []
-    print(json.dumps(answer), flush=True)
-vantages.close()
-"""
-
-    def __init__(self, lab: Lab, host: str, plan: dict[str, Any] | None = None) -> None:
-        self.process = lab.python(host, self.SCRIPT, json.dumps(plan))
-
-    def tick(self) -> dict[str, Any]:
-        """One tick's observations, the vantage's state and losses."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write("tick\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        assert line, "the agent in the namespace ended; its words are above"
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def __enter__(self) -> Agent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.stdin:
-            self.process.stdin.close()
-        try:
-            self.process.wait(10)
-        finally:
-            self.process.kill()
-            self.process.wait()
-            if self.process.stdout:
-                self.process.stdout.close()
