@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import pytest
-
 from bench.chain import FAULT_TICKS, Recorded, onsets, report
 
 QUIET = list(range(1000))
