@@ -153,7 +153,7 @@ class Host:
             self._background = _load(
                 "background",
                 *("--file", str(self._scratch), "--port", str(PORT), *targets),
-                *self._workload("service"),
+                *self.workload("service"),
                 rate=self.background_rate,
             )
 
@@ -170,24 +170,24 @@ class Host:
         if self._scratch is None:
             raise ProvokeError("prepare() first")
         if kind == "mm":
-            group = self._workload("reclaim", memory_mib=_CGROUP_LIMIT_MIB)
+            group = self.workload("reclaim", memory_mib=_CGROUP_LIMIT_MIB)
             self._loads.append(_load("walk", "--file", str(self._scratch), *group, rate=dose))
         elif kind == "blk":
             threads, duty = _split(32 * dose)
-            group = self._workload("disk")
+            group = self.workload("disk")
             self._loads.append(
                 _load("disk", "--file", str(self._scratch), "--threads", str(threads), *group, rate=duty)
             )
         elif kind == "cpu":
             count, duty = _split(4 * (os.cpu_count() or 1) * dose)
-            group = self._workload("cpu")
+            group = self.workload("cpu")
             self._loads += [_load("cpu", *group, rate=duty) for _ in range(count)]
         elif kind == "sock":
             self._need_network(kind)
             self.peer.choke(_CHOKE_MBITS * dose ** (-2 / 3))
             self._undo.append(self.peer.unchoke)
             targets = [word for address in ADDRESSES[: max(2, round(12 * dose))] for word in ("--address", address)]
-            self._loads.append(_load("bulk", "--port", str(PORT), *targets, *self._workload("bulk")))
+            self._loads.append(_load("bulk", "--port", str(PORT), *targets, *self.workload("bulk")))
         else:
             self._need_network(kind)
             self.peer.withdraw_hop()
@@ -197,7 +197,7 @@ class Host:
         if not self._network:
             raise ProvokeError(f"fault {kind!r} needs prepare(network=True)")
 
-    def _workload(self, name: str, memory_mib: int = 0) -> list[str]:
+    def workload(self, name: str, memory_mib: int = 0) -> list[str]:
         """Options that put a load into a cgroup of its own, in every hierarchy the vantages name workloads by.
 
         A workload's name is the same on every run, so that a saved baseline knows it.
