@@ -41,6 +41,7 @@ def test_the_example_is_valid() -> None:
         (f'name = "g"\n{TWO}metrics = "http://h:1/metrics"\n{ENCODER}', 0, "of every replica, or of none"),
         (f'name = "g"\n{TWO.replace("url", "metrics = 0" + chr(10) + "url")}{ENCODER}', 4, "string"),
         (f'name = "g"\n{TWO.replace("url", SAME_PAGE)}{ENCODER}', 0, "counted twice"),
+        (f'name = "g"\n{TWO}{ENCODER}[calibration]\nscale_ticks = 99\n', 0, "2 replicas need at least 100"),
         (f'name = "g"\n{TWO}', 0, "encoder"),
         (f'name = "g"\n{TWO}{ENCODER}[[limits]]\nfamily = "f"\nalarm = 0.9\nwatch = 0.5\n', 13, "above watch"),
         (f'name = "g"\nprofile = "white"\n{TWO}{ENCODER}', 2, "'grey'"),

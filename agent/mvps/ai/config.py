@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from mvps.semantic.latency import LEAST_LATENCIES
 from mvps.settings import toml_file
 
 MAX_REPLICAS: Final = 32  # as many as a surface of a snapshot has room for
@@ -237,6 +238,17 @@ class AiConfig(_Section):
             raise ValueError("limits of one family are there twice")
         if self.c4.alarm > self.c4.watch:
             raise ValueError("c4.alarm may not lie above c4.watch")
+        return self
+
+    @model_validator(mode="after")
+    def _scales_can_be_found(self) -> Self:
+        count = len(self._members())
+        if self.calibration.scale_ticks * count < LEAST_LATENCIES:
+            least = -(-LEAST_LATENCIES // count)
+            raise ValueError(
+                f"calibration.scale_ticks: {count} replicas need at least {least}, or their latencies would never be "
+                f"{LEAST_LATENCIES}, which the scale of C_1 takes"
+            )
         return self
 
     @property
