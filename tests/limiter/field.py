@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
-from tests.net.lab import Lab
+from mvps.testbed.lab import Lab
 
 from mvps.limiter.attach import NotAttachedError, detach
 from mvps.limiter.counters import proven_flows

@@ -391,7 +391,19 @@ def _troubles(info: ServerInfo, vantages: ListVantagesResponse) -> list[str]:
                     f"{vantage.vantage_id}: {surface.name} is COHERENT_BUT_FALSE, C_4 = {surface.vector.c4:.2f}: "
                     "check it against a golden set"
                 )
-    return found + fleet_troubles(info.fleet)
+    return found + fleet_troubles(info.fleet) + _elsewhere(info)
+
+
+def _elsewhere(info: ServerInfo) -> list[str]:
+    """What other commands tell line by line."""
+    from mvps.cli.service import service_troubles  # which takes its options from here
+    from mvps.cli.surplus_fleet import troubles_of
+
+    counts = {
+        "mvps service": len(service_troubles(info.services)),
+        "mvps surplus fleet": len(list(troubles_of(info.surplus))),
+    }
+    return [f"{count} more: {command}" for command, count in counts.items() if count]
 
 
 # What speaks against a host, as mvps.robust.fleet.Evidence names it, in words.

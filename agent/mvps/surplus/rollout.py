@@ -31,7 +31,6 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 import numpy as np
-from scipy import special
 
 from mvps.surplus.packets import HealthMinute, Rollout, Stage
 
@@ -132,6 +131,8 @@ def compare(before: Sequence[float], now: Sequence[float], margin: float) -> Com
     """Whether a slice is worse than it was, by the means of its blocks in shadow and since."""
     if min(len(before), len(now)) < LEAST_BLOCKS:
         return Comparison(Verdict.OPEN, math.nan, math.nan, math.nan)
+    from scipy import special  # only brokers compare, and an agent's package has no scipy
+
     change = float(np.mean(now) - np.mean(before))
     parts = [float(np.var(side, ddof=1)) / len(side) for side in (before, now)]
     error = math.sqrt(sum(parts))
