@@ -74,6 +74,13 @@ def test_a_full_store_says_how_long_it_keeps(arena: Arena, capsys: pytest.Captur
     assert "! store: full, it keeps 1.5 h of 24.0 h and has removed 7 snapshots early: raise database_max_mib" in said
 
 
+def test_what_services_and_tenants_need_is_counted_and_told_where() -> None:
+    ill = stream_pb2.ServiceState(name="chat", phase=stream_pb2.SERVICE_PHASE_CASCADING, missing={"a/ai": "gone"})
+    info = stream_pb2.ServerInfo(services=stream_pb2.ServicesState(services=[ill]))
+    info.surplus.tenants.add(tenant="acme", state="Emergency")
+    assert _troubles(info, stream_pb2.ListVantagesResponse()) == ["2 more: mvps service", "1 more: mvps surplus fleet"]
+
+
 def test_the_fleets_file_and_impossible_distributions_are_troubles() -> None:
     state = stream_pb2.FleetState(baselines_error="broker.db.fleet holds no fleet baselines")
     info = stream_pb2.ServerInfo(distributions_impossible=3, fleet=state)

@@ -180,8 +180,12 @@ def _transfer(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from mvps.cli import actions
-    from mvps.coupling import drift
 
+    try:
+        from mvps.coupling import drift
+    except ModuleNotFoundError as error:
+        advice = f"{error.name} is missing, which fitting needs: pip install 'mvps[broker]'"
+        raise exits.Failure(exits.NOT_PERMITTED, advice) from None
     drills = _drills(arguments.drills)
     _named(_ask(arguments), arguments.name)
     arguments.points = _MOST_POINTS
