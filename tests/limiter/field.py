@@ -24,10 +24,10 @@ from typing import Any, Literal, TypeAlias
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
-from mvps.testbed.lab import Lab
 
 from mvps.limiter.attach import NotAttachedError, detach
 from mvps.limiter.counters import proven_flows
+from mvps.testbed.lab import Lab
 from mvps.trust.solo import make_site
 
 ROOT = Path(__file__).resolve().parents[2]
