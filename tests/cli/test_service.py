@@ -4,49 +4,30 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from service_brokers import CHAT, SEARCH, broker_of, without_ticks
 from tests.waiting import until
 
 from mvps.broker.history import ServiceRow
 from mvps.broker.process import EmbeddedBroker
-from mvps.broker.server import BrokerError
-from mvps.broker.service_watch import ServiceWatch
-from mvps.broker.settings import BrokerSettings
 from mvps.cli import exits
 from mvps.cli.main import main
 from mvps.cli.service import NUMBERS, explained, phase_runs, service_troubles
-from mvps.coupling import drift
 from mvps.coupling.phases import ICPhase
-from mvps.trust.solo import make_site
 from mvps.v1 import stream_pb2 as pb
 
 SECOND = 10**9
-CHAT = {"name": "chat", "network": ["lb-1"], "ai": ["gpu-1/ai.chat"]}
-SEARCH = {"name": "search", "network": ["lb-1", "lb-2/kernel"], "ai": ["gpu-1/ai"], "tick_s": 60.0}
-
-
-def broker_of(folder: Path, *services: dict[str, object], **changes: object) -> EmbeddedBroker:
-    site = make_site(folder, ["lb-1", "gpu-1"])
-    given = {
-        "listen": "127.0.0.1:0", "database": folder / "broker.db", "key": str(site.broker_key),
-        "operator": site.operator, "manifests": site.manifests, "metrics": "", "service": services,
-    }  # fmt: skip
-    return EmbeddedBroker(BrokerSettings.model_validate(given | changes))
 
 
 @pytest.fixture
 def broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedBroker]:
-    """One whose services never have a tick of their own."""
-    monkeypatch.setattr(ServiceWatch, "_due", lambda self, now_ns: [])
-    made = broker_of(tmp_path, CHAT, SEARCH)
-    yield made
-    made.stop()
+    with without_ticks(tmp_path, monkeypatch) as made:
+        yield made
 
 
 def state(phase: str, **fields: object) -> pb.ServiceState:
@@ -255,9 +236,6 @@ def test_plot_writes_a_png_and_keeps_what_is_there(
     assert "exists and is kept" in capsys.readouterr().err
 
 
-# ---- where the requests go, and what that does
-
-
 def test_moved_requests_in_words() -> None:
     shares = [
         pb.ReplicaShare(name="a", share=0.4, before=0.25, missing=0.375),
@@ -274,65 +252,3 @@ def test_moved_requests_in_words() -> None:
         "new to it: a 38%; C_2^W2 is +0.125 below BAU, 0.110 of it predicted: routing-induced." in said
     )
     assert "Requests of gpu-2/ai: calibrating, 3 of 20 windows of BAU." in said
-
-
-def drilled(broker: EmbeddedBroker, folder: Path, drills: int) -> Path:
-    """A history of drills that moved more and more requests, and the file that names them."""
-    begin = time.time_ns() // SECOND * SECOND - 7200 * SECOND
-    rows, lines = [], ["# begin, end"]
-    for number in range(drills):
-        at = begin + 100 * number * SECOND
-        x = 60.0 * number
-        figures = {"exposure": x, "fall": 0.6 * -math.expm1(-x / 400.0) + 0.001 * (-1) ** number}
-        rows += [ServiceRow(at + tick * SECOND, "search", 3, 3, figures) for tick in range(20)]
-        lines.append(f"{at / SECOND}, {at / SECOND + 20}")
-    assert broker.broker is not None
-    history = broker.broker._history
-    assert history is not None
-    history.put_services(rows)
-    until(lambda: history.status().waiting == 0)
-    path = folder / "drills.csv"
-    path.write_text("\n".join(lines))
-    return path
-
-
-def test_a_transfer_is_fitted_to_drills_and_a_broker_takes_it(
-    broker: EmbeddedBroker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    drills, out = drilled(broker, tmp_path, 24), tmp_path / "search.json"
-    words = ["service", "transfer", "search", "--drills", str(drills), "-o", str(out), "--broker", broker.address]
-    assert main(words) == exits.OK
-    assert "24 drills: C_2^W2 falls by at most 0.6" in capsys.readouterr().out
-    fitted = drift.load(out.read_text())
-    assert fitted.scale.value == pytest.approx(400.0, rel=0.05)
-    assert main(words) == exits.NOT_PERMITTED  # what is there is kept
-    (tmp_path / "other").mkdir()
-    made = broker_of(tmp_path / "other", {**SEARCH, "transfer": str(out)})
-    made.stop()
-    out.write_text("{}")
-    (tmp_path / "third").mkdir()
-    with pytest.raises(BrokerError, match=r"format.*mvps service transfer writes one"):
-        broker_of(tmp_path / "third", {**SEARCH, "transfer": str(out)})
-
-
-def test_a_transfer_says_what_it_lacks(
-    broker: EmbeddedBroker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    drills, out = drilled(broker, tmp_path, 5), tmp_path / "search.json"
-
-    def told(text: str | None = None) -> tuple[int, str]:
-        if text is not None:
-            drills.write_text(text)
-        code = main(
-            ["service", "transfer", "search", "--drills", str(drills), "-o", str(out), "--broker", broker.address]
-        )
-        return code, capsys.readouterr().err
-
-    code, said = told()
-    assert code == exits.FOUND
-    assert "needs 20 events, got 5" in said
-    assert "1 of 1 drills have no exposure" in told("1000, 2000\n")[1]
-    assert told("now, later\n") == (exits.USAGE, told()[1])
-    assert "drills.csv:1: write BEGIN,END" in told()[1]
-    assert "ends after it begins" in told("2026-01-01T00:00:00Z, 2025-01-01T00:00:00Z\n")[1]
-    assert not out.exists()

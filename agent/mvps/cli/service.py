@@ -6,9 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 
 _SECONDS: Final = 10.0
 _PAGE: Final = 1000  # rows that a broker gives at a time
-_MOST_POINTS: Final = 200_000
+MOST_POINTS: Final = 200_000
 # The sources' numbers of the phases.
 NUMBERS: Final = {
     "INCOMPLETE": "-",
@@ -121,12 +119,14 @@ def declare(_verb: str, parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask and show."""
-    questions = {"status": _status, "explain": _explain, "plot": _plot, "transfer": _transfer}
+    from mvps.cli import service_transfer  # which asks as this does
+
+    questions = {"status": _status, "explain": _explain, "plot": _plot, "transfer": service_transfer.run}
     return questions[arguments.action or "status"](arguments)
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    state = _ask(arguments)
+    state = ask(arguments)
     troubles = service_troubles(state)
     if arguments.json:
         print(json.dumps(_dict(state), indent=2))
@@ -143,9 +143,9 @@ def _status(arguments: argparse.Namespace) -> int:
 def _explain(arguments: argparse.Namespace) -> int:
     from mvps.v1 import stream_pb2
 
-    state = _ask(arguments)
+    state = ask(arguments)
     if arguments.name:
-        state = stream_pb2.ServicesState(services=[_named(state, arguments.name)])
+        state = stream_pb2.ServicesState(services=[named(state, arguments.name)])
     if arguments.json:
         print(json.dumps(_dict(state), indent=2))
     else:
@@ -156,13 +156,13 @@ def _explain(arguments: argparse.Namespace) -> int:
 def _plot(arguments: argparse.Namespace) -> int:
     if arguments.out is None and not arguments.json:
         raise exits.Failure(exits.USAGE, "where to? give -o FILE, or --json for the figures themselves")
-    if not 1 <= arguments.points <= _MOST_POINTS:
-        raise exits.Failure(exits.USAGE, f"--points is 1 to {_MOST_POINTS}")
+    if not 1 <= arguments.points <= MOST_POINTS:
+        raise exits.Failure(exits.USAGE, f"--points is 1 to {MOST_POINTS}")
     if arguments.out is not None:
         need_matplotlib()  # before anything is asked
     since = since_ns(arguments.since)
-    _named(_ask(arguments), arguments.name)
-    ticks = _ticks(arguments, since)
+    named(ask(arguments), arguments.name)
+    ticks = ticks_of(arguments, since)
     if not ticks:
         raise exits.Failure(
             exits.FOUND, f"nothing is kept of {arguments.name} since {arguments.since} ago: mvps service shows it now"
@@ -176,78 +176,8 @@ def _plot(arguments: argparse.Namespace) -> int:
     return exits.OK
 
 
-def _transfer(arguments: argparse.Namespace) -> int:
-    import numpy as np
-
-    from mvps.cli import actions
-
-    try:
-        from mvps.coupling import drift
-    except ModuleNotFoundError as error:
-        advice = f"{error.name} is missing, which fitting needs: pip install 'mvps[broker]'"
-        raise exits.Failure(exits.NOT_PERMITTED, advice) from None
-    drills = _drills(arguments.drills)
-    _named(_ask(arguments), arguments.name)
-    arguments.points = _MOST_POINTS
-    found = []
-    for begin, end in drills:
-        ticks = _ticks(arguments, round(begin * 1e9), round(end * 1e9))
-        seen = [(tick.exposure, tick.fall) for tick in ticks if tick.HasField("exposure") and tick.HasField("fall")]
-        if seen:
-            found.append(np.mean(seen, axis=0))
-    if len(found) < len(drills):
-        print(f"{len(drills) - len(found)} of {len(drills)} drills have no exposure in the history", file=sys.stderr)
-    exposures, falls = np.array(found).reshape(-1, 2).T
-    try:
-        fitted = drift.calibrate(exposures, falls)
-    except ValueError as error:
-        raise exits.Failure(exits.FOUND, f"no transfer: {error}") from None
-    actions.give(drift.dump(fitted).encode(), arguments.out)
-    if arguments.json:
-        print(json.dumps(fitted._asdict(), indent=2))
-    else:
-        ceiling, scale = fitted.ceiling, fitted.scale
-        print(
-            f"{fitted.events} drills: C_2^W2 falls by at most {ceiling.value:.3f} [{ceiling.low:.3f}, "
-            f"{ceiling.high:.3f}], 63 % of it at an exposure of {scale.value:.3g} [{scale.low:.3g}, {scale.high:.3g}]; "
-            f"a rest above {fitted.residual_limit:.3f} is not routing's"
-        )
-    return exits.OK
-
-
-def _drills(path: Path) -> list[tuple[float, float]]:
-    """Begin and end of each drill, in Unix seconds."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise exits.Failure(exits.USAGE, f"{path}: {error}") from None
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        try:
-            begin, end = (_moment(part.strip()) for part in line.split(","))
-        except ValueError:
-            raise exits.Failure(exits.USAGE, f"{path}:{number}: write BEGIN,END, not {line!r}") from None
-        if not begin < end:
-            raise exits.Failure(exits.USAGE, f"{path}:{number}: a drill ends after it begins")
-        found.append((begin, end))
-    return found
-
-
-def _moment(text: str) -> float:
-    """Unix seconds of a number or of a time in ISO 8601. ValueError if it is neither."""
-    try:
-        found = float(text)
-    except ValueError:
-        when = datetime.fromisoformat(text)
-        found = (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp()
-    if not 0.0 <= found < 1e11:
-        raise ValueError(text)
-    return found
-
-
-def _ask(arguments: argparse.Namespace) -> ServicesState:
+def ask(arguments: argparse.Namespace) -> ServicesState:
+    """The services as they stand; exits.Failure where the broker watches none."""
     from mvps.v1 import stream_pb2
 
     with broker_at(arguments) as broker:
@@ -261,7 +191,7 @@ def _ask(arguments: argparse.Namespace) -> ServicesState:
     return info.services
 
 
-def _ticks(arguments: argparse.Namespace, since: int, until: int = 0) -> list[ServiceTick]:
+def ticks_of(arguments: argparse.Namespace, since: int, until: int = 0) -> list[ServiceTick]:
     """The service's ticks between two times, oldest first, page by page. until: 0 for now."""
     from mvps.v1 import stream_pb2
 
@@ -281,7 +211,8 @@ def _ticks(arguments: argparse.Namespace, since: int, until: int = 0) -> list[Se
     return found[::-1]
 
 
-def _named(state: ServicesState, name: str) -> ServiceState:
+def named(state: ServicesState, name: str) -> ServiceState:
+    """The service of that name; exits.Failure where there is none."""
     for one in state.services:
         if one.name == name:
             return one
