@@ -36,9 +36,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
-from bench.harness import Result, need_root
+from bench.harness import Result, need_root, wilson
 from mvps.coherence.baseline import ModelSettings
 from mvps.coherence.model import SurfaceModel
 from mvps.provoke.faults import Host
@@ -286,8 +285,7 @@ def onsets(series: Mapping[int, float], quiet: Sequence[int], episodes: Sequence
 def _rate(count: int, of: int) -> list[float]:
     if not of:
         return [math.nan, 0.0, 1.0]
-    interval = binomtest(count, of).proportion_ci(method="wilson")
-    return [round(count / of, 3), round(interval.low, 3), round(interval.high, 3)]
+    return [round(value, 3) for value in (count / of, *wilson(count, of))]
 
 
 def report(found: Recorded) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from scipy.signal import lfilter
 from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
-from bench.harness import Result, timed
+from bench.harness import Result, timed, wilson
 from mvps.coupling import calibration_window, drift, lyapunov
 from mvps.coupling.cross import correlation, lagged
 from mvps.coupling.distance import SEED_LIMITS, Distances, JointBaseline, Limits, fit_baseline
@@ -194,10 +194,10 @@ def confusion(windows: int) -> dict[str, Any]:
             pair += alarms((found.net >= net.limit(half)) | (found.ai >= ai.limit(half)))
         right = count[truth] + (count[ICPhase.COUPLED_SUM] if truth is ICPhase.COUPLED else 0)
         rows[name] = {
-            "right": wilson(right, windows),
+            "right": share(right, windows),
             "labels": {phase.value: round(n / windows, 3) for phase, n in count.items() if n},
-            "joint alarms": wilson(joint, windows),
-            "two monitors alarm": wilson(pair, windows),
+            "joint alarms": share(joint, windows),
+            "two monitors alarm": share(pair, windows),
         }
     return rows
 
@@ -267,16 +267,13 @@ def power(windows: int, cuts: dict[tuple[str, int], float]) -> dict[str, Any]:
                 largest = largest_correlation(z)
                 hits["naive"] += largest > NAIVE_CUT
                 hits["naive with simulated cut-off"] += largest > cuts[kind, n]
-            rows[f"{kind} {n}, {name}"] = {what: wilson(count, windows) for what, count in hits.items()}
+            rows[f"{kind} {n}, {name}"] = {what: share(count, windows) for what, count in hits.items()}
     return rows
 
 
-def wilson(hits: int, of: int) -> list[float]:
+def share(hits: int, of: int) -> list[float]:
     """Share with its 95 % interval."""
-    z2 = 1.96**2
-    middle = (hits + z2 / 2.0) / (of + z2)
-    half = 1.96 * math.sqrt(hits * (of - hits) / of + z2 / 4.0) / (of + z2)
-    return [round(hits / of, 4), round(max(middle - half, 0.0), 4), round(min(middle + half, 1.0), 4)]
+    return [round(value, 4) for value in (hits / of, *wilson(hits, of))]
 
 
 # ---- events, lead, drift
@@ -313,11 +310,11 @@ def events(windows: int) -> tuple[list[Check], dict[str, Any]]:
         checks.append(binomial(f"event response, placebo, {kind}", placebo, windows, LEVEL))
         cut = float(np.quantile(z_placebo, LEVEL))
         rows[kind] = {
-            "placebo": wilson(placebo, windows),
-            "naive z-test on placebo": wilson(int((np.array(z_placebo) <= norm.ppf(LEVEL)).sum()), windows),
-            "coupled in events": wilson(seen, windows),
-            "naive with simulated cut-off": wilson(int((np.array(z_coupled) <= cut).sum()), windows),
-            "R_cross test on the same coupled series": wilson(bau, windows),
+            "placebo": share(placebo, windows),
+            "naive z-test on placebo": share(int((np.array(z_placebo) <= norm.ppf(LEVEL)).sum()), windows),
+            "coupled in events": share(seen, windows),
+            "naive with simulated cut-off": share(int((np.array(z_coupled) <= cut).sum()), windows),
+            "R_cross test on the same coupled series": share(bau, windows),
         }
     return checks, rows
 
@@ -353,11 +350,11 @@ def leads(windows: int) -> tuple[list[Check], dict[str, Any]]:
         taus.append(one.tau)
         naive_right += raw(moved)[0] == lag
     rows = {
-        "lead without coupling": wilson(wrong, windows),
-        "naive peak without coupling": wilson(naive_wrong, windows),
-        "network leads": {lead.value: wilson(count, windows) for lead, count in found.items() if count},
-        "tau right": wilson(sum(tau == lag for tau in taus), windows),
-        "naive tau right": wilson(naive_right, windows),
+        "lead without coupling": share(wrong, windows),
+        "naive peak without coupling": share(naive_wrong, windows),
+        "network leads": {lead.value: share(count, windows) for lead, count in found.items() if count},
+        "tau right": share(sum(tau == lag for tau in taus), windows),
+        "naive tau right": share(naive_right, windows),
     }
     return [binomial("lead without coupling", wrong, windows, LEVEL)], rows
 
@@ -382,10 +379,10 @@ def drifts(windows: int) -> tuple[list[Check], dict[str, Any]]:
     # The conformal rank is the ceil(.95 * 61) = 58th of 60: at most 3/61 of new events lie beyond.
     rows = {
         "residual alarm": round(float(alarms.mean()), 4),
-        "slope within its interval": wilson(covered, windows),
+        "slope within its interval": share(covered, windows),
         "RMS error held out": round(statistics.fmean(ours), 4),
         "RMS error held out, the sources' linear form fitted": round(statistics.fmean(linear), 4),
-        "IC-2 affirmed": wilson(sum(ratios), windows),
+        "IC-2 affirmed": share(sum(ratios), windows),
     }
     return [clustered("residual alarm of the drift", alarms, 3.0 / 61.0)], rows
 
@@ -482,7 +479,7 @@ def exponents(full: bool) -> dict[str, Any]:
             [p.strength, *(round(value, 3) for value in (p.frobenius, p.exponent, p.low, p.high))] for p in points
         ]
     rows["columns"] = "strength, ||R_cross||_F, lambda, low, high"
-    rows["couplings with lambda above 0"] = wilson(chaotic, draws)
+    rows["couplings with lambda above 0"] = share(chaotic, draws)
     return rows
 
 

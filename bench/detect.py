@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from bench import campaign
-from bench.harness import WORK, Result
+from bench.harness import WORK, Result, wilson
 from mvps.coherence.attribution import Attribution
 from mvps.coherence.baseline import ModelSettings
 from mvps.coherence.model import CoherenceVector, Decision, SurfaceModel
@@ -328,15 +328,6 @@ def vantage_of(name: str) -> str:
 def majority(votes: Sequence[str]) -> str:
     """The most frequent; of equals the last."""
     return max(reversed(votes), key=list(votes).count)
-
-
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion."""
-    if not n:
-        return 0.0, 1.0
-    p, z = hits / n, 1.96
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
 
 
 def count_episodes(judged: Judged, rival: Sequence[bool], tally: dict[str, dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ import argparse
 import datetime
 import importlib
 import json
+import math
 import os
 import platform
 import signal
@@ -65,6 +66,16 @@ def _commit() -> str:
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     return shown.stdout.strip() or "unknown"
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927)."""
+    if not n:
+        return 0.0, 1.0
+    p, z = hits / n, 1.96
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    least, most = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+    return max(least, 0.0), min(most, 1.0)
 
 
 def timed(work: Callable[[], object], rounds: int) -> dict[str, float]:

@@ -44,9 +44,9 @@ def test_quiet_phases_of_a_known_covariance() -> None:
     assert quiet["one canonical correlation of .5"]["3b"] > 0.0
 
 
-def test_wilson() -> None:
-    assert coupling.wilson(0, 100) == [0.0, 0.0, pytest.approx(0.037, abs=1e-4)]
-    assert coupling.wilson(50, 100)[1:] == pytest.approx([0.4038, 0.5962], abs=1e-4)
+def test_a_share_has_wilsons_interval() -> None:
+    assert coupling.share(0, 100) == [0.0, 0.0, pytest.approx(0.037, abs=1e-4)]
+    assert coupling.share(50, 100)[1:] == pytest.approx([0.4038, 0.5962], abs=1e-4)
 
 
 def test_each_injected_fault_has_a_phase_and_no_label_is_missing() -> None:
