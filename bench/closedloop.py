@@ -23,10 +23,13 @@ from bench.harness import WORK, Result, need_root
 from bench.simulated_run import record
 from mvps.cli.main import main
 from mvps.testbed.answers import Arm
-from mvps.testbed.score import score
+from mvps.testbed.plan import Fault
+from mvps.testbed.score import judged, score
 from mvps.testbed.verdicts import GOAL, summary
 
 SUMMARY = "closed loop: phases, coupling tests and leads with real routes, caches and agents, against a placebo arm"
+# Of the services' axes, judged again on the same readings.
+FLOORS = (0.0, 0.005, 0.01, 0.02)
 SHORT = {"runs": 1, "blocks": 1, "events": 5, "sweeps": 1}
 FULL = {"runs": 20, "blocks": 2, "events": 10, "sweeps": 2}
 
@@ -44,6 +47,32 @@ def simulated(runs: int) -> dict[str, Any]:
         arm: {"right": one["right"], "rejections": one["rejections"], "lag_s": one["lag_s"]}
         for arm, one in found["arms"].items()
     }
+
+
+def floors(kept: Path) -> dict[str, Any]:
+    """Episodes right but for the weak fault, and limits of D^2_AI, had the services had other floors."""
+    runs = [json.loads(line) for line in kept.read_text().splitlines()]
+    shown: dict[str, Any] = {}
+    for floor in FLOORS:
+        again = [judged(one, floor) for one in runs]
+        strong = [
+            (run["arm"], right)
+            for run, one in zip(runs, again, strict=True)
+            for fault, right in zip(one.faults, one.right, strict=True)
+            if fault != Fault.WEAK.value
+        ]
+        limits = [one.ai_limit for one in again]
+        shown[str(floor)] = {
+            "ai_limits": [round(min(limits), 1), round(max(limits), 1)],
+            **{
+                arm.value: [
+                    sum(right for of, right in strong if of == arm.value),
+                    sum(of == arm.value for of, _ in strong),
+                ]
+                for arm in (Arm.COUPLED, Arm.PLACEBO)
+            },
+        }
+    return shown
 
 
 def run(given: argparse.Namespace) -> Result:
@@ -78,6 +107,7 @@ def run(given: argparse.Namespace) -> Result:
         "goal": GOAL,
         **found,
         "simulated": simulated(40 if given.full else 5),
+        "other floors": floors(kept),
     }
     return Result(
         round(figure, 3),

@@ -6,7 +6,7 @@ import pytest
 from bench.simulated_run import CALIBRATION, TICK, record
 
 from mvps.testbed.answers import MEAN_TOKENS, Arm
-from mvps.testbed.score import score, series
+from mvps.testbed.score import judged, score, series
 
 
 def test_a_run_with_coupling_shows_it_and_the_placebo_run_does_not() -> None:
@@ -93,3 +93,23 @@ def test_a_run_that_never_calibrated_is_refused() -> None:
 
 def test_axes_that_never_vary_in_calibration_are_named_by_their_absence() -> None:
     assert score(record(Arm.COUPLED, 7))["live axes"] == ["net_c2", "ai_c1", "ai_c2"]
+
+
+def test_a_run_can_be_judged_again_with_another_floor() -> None:
+    one = record(Arm.COUPLED, 2)
+    again = judged(one, one["size"]["floor"])
+    assert again.faults == tuple(step["fault"] for step in one["injected"] if step["fault"] != "event")
+    right = dict(zip(again.faults, again.right, strict=True))
+    assert right["0"]
+    assert right["2"]
+    assert right["4"]
+    # With a floor above what any fault moves nothing is ever over its limit.
+    blind = judged(one, 5.0)
+    assert dict(zip(blind.faults, blind.right, strict=True)) == {
+        "0": True,
+        "1": False,
+        "2": False,
+        "3": False,
+        "4": False,
+    }
+    assert blind.ai_limit < again.ai_limit

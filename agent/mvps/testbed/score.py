@@ -24,6 +24,7 @@ from mvps.coupling.distance import JointBaseline, fit_baseline
 from mvps.coupling.event_response import event_response
 from mvps.coupling.excess import excess_of_3b
 from mvps.coupling.independence import independence_test
+from mvps.coupling.phases import Settled, classify
 from mvps.testbed import answers
 from mvps.testbed.answers import Arm
 from mvps.testbed.plan import EVENT_S, SWEEP, Fault, truth
@@ -99,6 +100,32 @@ def score(record: Mapping[str, Any]) -> dict[str, Any]:
         "cpu": round(sum(record["cpu_seconds"].values()) / (record["ended"] - record["begun"]), 3),
         "load": round(record["host"]["load"], 1),
     }
+
+
+class Judged(NamedTuple):
+    """right: of the swept episodes, in their order. ai_limit: WATCH limit of D^2_AI."""
+
+    faults: tuple[str, ...]
+    right: tuple[bool, ...]
+    ai_limit: float
+
+
+def judged(record: Mapping[str, Any], floor: float) -> Judged:
+    """The run's phases anew, as a service with this floor would have had them on the same readings."""
+    seen = series(record)
+    baseline = fit_baseline(seen.z[seen.calibration], SPLIT, floor)
+    limits = baseline.limits()
+    found = np.stack(baseline.distances(seen.z), axis=1).tolist()
+    settled, phases = Settled(), []
+    for live, (net, ai, joint) in zip(seen.phases, found, strict=True):
+        if live != "CALIBRATING":
+            settled = settled.step(classify(net, ai, joint, limits))
+        phases.append(settled.phase)
+    swept = [one for one in record["injected"] if one["fault"] in _SWEPT]
+    last = [phases[_between(seen.times, one["begin"], one["end"])][-1] for one in swept]
+    expected = [truth(Fault(one["fault"]), Arm(record["arm"])) for one in swept]
+    right = tuple(label in phases_of for label, phases_of in zip(last, expected, strict=True))
+    return Judged(tuple(one["fault"] for one in swept), right, limits.ai)
 
 
 def _replayed(record: Mapping[str, Any], seen: Series, baseline: JointBaseline) -> float:
