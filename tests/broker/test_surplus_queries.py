@@ -66,7 +66,8 @@ def incident(history: History, id_: str, minute: float, tenant: str = "acme", re
     fields = {**INCIDENT, "id": id_, "tenant": tenant, "bh1_onset": None}
     one = parse(json.dumps(fields).encode(), Incident)
     moved = one.model_copy(update={"started_at": datetime.fromtimestamp(at, UTC)})
-    history.put_incident(IncidentRow(recorded, moved, "kim"))
+    # Not so long ago that it would be removed by its age.
+    history.put_incident(IncidentRow(END + recorded, moved, "kim"))
 
 
 def test_hosts_minutes_roll_up_to_what_was_decided(history: History) -> None:
