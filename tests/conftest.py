@@ -32,16 +32,12 @@ def _why_no_machine(config: pytest.Config) -> str:
     return machine.why_not() if asked else "the vm tier takes minutes: ./test -m vm"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     reasons = {marker: _why_not(marker) for marker in ("kernel", "net")} | {"vm": _why_no_machine(config)}
     for item in items:
         for marker, reason in reasons.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
-        if item.get_closest_marker("vm") and isinstance(item, pytest.Function):
-            # The tests of one machine follow upon each other, in one process (pytest-xdist).
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {item.callspec.params['release']}"))
 
 
 @pytest.hookimpl(wrapper=True)
