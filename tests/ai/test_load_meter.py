@@ -85,9 +85,12 @@ async def test_what_goes_wrong_is_counted_and_costs_the_next_round_too() -> None
             engine.how = how
             assert await meter.read() is None
             assert meter.failures.get(cause or "ClientError", 0) >= 1
+            assert "/metrics: " in meter.problem
+            assert "the replica's `metrics` names" in meter.problem
             engine.how = "well"
             engine.requests += 5
             assert await meter.read() is None  # two rounds' requests are not one's
+            assert meter.problem == ""
             engine.requests += 1
             assert await meter.read() == ReplicaLoad(1, 0, 0)
         assert meter.failures == {"ClientError": 2, "TimeoutError": 1, "ValueError": 1}

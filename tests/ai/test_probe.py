@@ -164,6 +164,8 @@ async def test_only_scalars_leave_no_word_of_prompt_answer_or_embedding() -> Non
 class Page:
     """An engine's counters that grow by a user's requests, and by ours, which the meter is told of."""
 
+    problem = ""
+
     def __init__(self) -> None:
         self.own: list[int] = []
 

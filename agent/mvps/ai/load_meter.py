@@ -16,7 +16,9 @@ _FAILED: Final = (TimeoutError, aiohttp.ClientError, OSError, ValueError, Overfl
 
 
 class LoadMeter:
-    """One replica's counters, round by round. ``failures``: rounds without them, by cause."""
+    """One replica's counters, round by round. ``failures``: rounds without them, by cause. ``problem``: why the latest
+    round has none, "" if the engine told.
+    """
 
     def __init__(
         self, session: aiohttp.ClientSession, url: str, model: str, *, key: str = "", timeout_s: float = 5.0
@@ -28,6 +30,7 @@ class LoadMeter:
         self._timeout = timeout_s
         self._before: ReplicaLoad | None = None
         self.failures: dict[str, int] = {}
+        self.problem = ""
 
     async def read(self, own: int = 0) -> ReplicaLoad | None:
         """What was counted since the last time, less ``own`` requests of the vantage itself. None where that is not
@@ -38,8 +41,11 @@ class LoadMeter:
         except _FAILED as error:
             name = type(error).__name__
             self.failures[name] = self.failures.get(name, 0) + 1
+            told = str(error) or f"no answer within {self._timeout:g} s"
+            self.problem = f"{self._url}: {told}; the replica's `metrics` names its engine's Prometheus page"
             self._before = None  # a difference over two rounds would count another round's requests
             return None
+        self.problem = ""
         before, self._before = self._before, now
         if before is None:
             return None

@@ -251,6 +251,12 @@ async def _rounds(config: AiConfig, most: int, show: Callable[[Report], str]) ->
                 done += 1
                 if config.state is not None and not saved and (learned := group.learned) is not None:
                     saved = _keep(config.state, kept.dump(of, *learned))
+                for name, meter in meters.items():
+                    once(
+                        f"load of {name}",
+                        meter.problem and f"{name}: {meter.problem}",
+                        f"{name}: its engine tells again",
+                    )
                 if report is not None:
                     print(show(report), flush=True)
                     if config.agent:
