@@ -7,11 +7,10 @@ import math
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from postgres_server import PostgresServer, binaries
+from postgres_server import PostgresServer
 from tests.waiting import until
 
 from mvps.broker.bundle import NO_FIGURES, Bundle, Figures, Report, Status
@@ -34,15 +33,6 @@ def report(name: str, tick: int = 0, status: Status = Status.REPORTED, reason: i
     return Report(
         name, NOW + tick * T, status, 0 if missing else NOW + tick * T + 5, reason, NO_FIGURES if missing else MM
     )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    if binaries() is None:
-        pytest.skip("no PostgreSQL server: apt-get install postgresql")
-    running = PostgresServer()
-    yield running
-    running.remove()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from postgres_server import PostgresServer, binaries
+from postgres_server import PostgresServer
 from surplus_rows import put_minute
 from tests.surplus.health_sample import health
 from tests.surplus.test_packets import INCIDENT
@@ -29,15 +29,6 @@ END = (FIRST + 10_000) * MINUTE_NS
 CALM: dict[str, Any] = {}
 NARROW: dict[str, Any] = {"SSE": 0.3, "crp_score": 0.5}
 HIGH: dict[str, Any] = {"Xi": 0.7}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    if binaries() is None:
-        pytest.skip("no PostgreSQL server: apt-get install postgresql")
-    running = PostgresServer()
-    yield running
-    running.remove()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
