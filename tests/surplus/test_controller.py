@@ -177,6 +177,8 @@ def test_geometry_agrees_with_its_own_module() -> None:
         grown = np.maximum(angle(after, g) - angle(e, g), 0)
         grown += 0.5 * np.maximum(compliance(after, AXES.astype(float)).leakage - leakage, 0)
         np.testing.assert_allclose(step.terms.drift[:, j], grown, atol=1e-4)
+        gained = np.cos(angle(after, g)) - np.cos(angle(e, g)) + compliance(after, AXES.astype(float)).phi - phi
+        np.testing.assert_allclose(step.terms.progress[:, j], gained, atol=1e-5)
 
 
 def test_the_objective_rises_and_lambda_moves_mass_away_from_dissipation() -> None:

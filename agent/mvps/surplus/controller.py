@@ -55,6 +55,8 @@ from mvps.surplus.trust_region import (
     tilt_normalised,
 )
 
+Floats = npt.NDArray[np.floating]
+
 _ROUNDING_SLACK = 1e-7  # nats that rounding of the written logits may add to a budget
 _ROUNDING_TRIES = 4
 
@@ -138,12 +140,14 @@ class Terrain:
 class Requests:
     """State of the texts being generated, one slot each; arrays over slots.
 
-    embedding, goal: (capacity, d), the goal at unit length; known: whether there is one. spent: nats used.
+    texts: (capacity, 2, d), goal and embedding, which are views of it; the goal at unit length. known: whether there is
+    a goal. spent: nats used.
     """
 
     def __init__(self, capacity: int, dimensions: int) -> None:
-        self.embedding = np.zeros((capacity, dimensions), dtype=np.float32)
-        self.goal = np.zeros((capacity, dimensions), dtype=np.float32)
+        # Beside each other: a step reads both.
+        self.texts = np.zeros((capacity, 2, dimensions), dtype=np.float32)
+        self.goal, self.embedding = self.texts[:, 0], self.texts[:, 1]
         self.known = np.zeros(capacity, dtype=bool)
         self.mode = np.zeros(capacity, dtype=np.int16)
         self.previous_mode = np.zeros(capacity, dtype=np.int16)
@@ -242,11 +246,23 @@ class Controller:
     checker: StructureChecker | None = None
     surrogate: Surrogate | None = None
     _axes: npt.NDArray[np.float32] = field(init=False, repr=False)
+    # Of every token t, (V, 2 + m): reach^2 times |t|^2 and |A t|^2, and A t.
+    _of_tokens: npt.NDArray[np.float32] = field(init=False, repr=False)
+    # Factors (3,) in <w, g>, |w|^2 and |A w|^2 of the products of e with t, and of e alone.
+    _of_mixed: FloatArray = field(init=False, repr=False)
+    _of_kept: FloatArray = field(init=False, repr=False)
     _latency: FloatArray = field(init=False, repr=False)
     _length: FloatArray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._axes = np.ascontiguousarray(self.terrain.axes, dtype=np.float32)
+        tokens = self.terrain.token_embeddings
+        inside = tokens @ self._axes
+        reach, keep = self.settings.reach, 1.0 - self.settings.reach
+        squares = [np.float32(reach * reach) * np.einsum("vd,vd->v", x, x) for x in (tokens, inside)]
+        self._of_tokens = np.column_stack((*squares, inside))
+        self._of_mixed = np.array((reach, 2.0 * reach * keep, 2.0 * reach * keep))
+        self._of_kept = np.array((keep, keep * keep, keep * keep))
         if self.terrain.modes is not None:
             self._latency = saturating(self.terrain.modes.latency_ms, self.settings.latency_half_ms)
             self._length = saturating(self.terrain.modes.tokens, self.settings.length_half)
@@ -296,13 +312,7 @@ class Controller:
         unit = np.where(warm, temperature, 1.0)[:, None]
         log_p = log_normalised(z / unit)
 
-        embedding, goal = requests.embedding[slots], requests.goal[slots]
-        windows = np.empty((len(slots), 1 + settings.top_k, embedding.shape[1]), dtype=np.float32)
-        windows[:, 0] = embedding
-        self._after(embedding[:, None], candidates, out=windows[:, 1:])
-        stands = self._standing(windows, goal)
-        now = Standing(*[part[:, :1] for part in stands])
-        then = Standing(*[part[:, 1:] for part in stands])
+        now, then = self._before_and_after(slots, candidates)
         broken = np.zeros(len(slots), dtype=bool)
         risk = repairs = None
         if self.checker is not None:
@@ -313,7 +323,7 @@ class Controller:
         value, dissipation = terms.value(settings.value), terms.dissipation(settings.dissipation)
         objective = value - control.lam[:, None] * dissipation
         if repairs is not None:
-            gated = requests.debt_run[slots] >= settings.debt_steps
+            gated = requests.debt_run.take(slots) >= settings.debt_steps
             if gated.any():
                 objective = objective + settings.repair_bonus * (gated[:, None] & repairs)
         if self.surrogate is not None and control.look.any():
@@ -324,7 +334,7 @@ class Controller:
             left = settings.request_budget - requests.spent[slots]
             spent = left <= 0.0
             budget = np.minimum(budget, left) if settings.mode == "kl" else budget
-        known = requests.known[slots] & np.isfinite(now.cosine[:, 0])
+        known = requests.known.take(slots) & np.isfinite(now.cosine[:, 0])
         moves = warm & (control.lam > 0.0) & known & ~(spent | broken)
         moved = self._moved(log_p, objective, np.where(moves, budget, 0.0))
         moved, rounded = self._written(target, columns, z, log_p, unit, moved, budget)
@@ -382,35 +392,57 @@ class Controller:
         requests.previous_mode[slots] = mode
         requests.mode[slots] = entered
 
-    def _after(
-        self,
-        embedding: npt.NDArray[np.float32],
-        tokens: TokenArray,
-        out: npt.NDArray[np.float32] | None = None,
-    ) -> npt.NDArray[np.float32]:
+    def _after(self, embedding: npt.NDArray[np.float32], tokens: TokenArray) -> npt.NDArray[np.float32]:
         """The window's embedding (n, k, d) with each token (n, k) behind it."""
         reach = np.float32(self.settings.reach)
-        after = np.multiply(self.terrain.token_embeddings[tokens], reach, out=out)
+        after = self.terrain.token_embeddings[tokens] * reach
         after += (np.float32(1.0) - reach) * embedding
         return after
 
+    def _before_and_after(self, slots: TokenArray, candidates: IndexArray) -> tuple[Standing, Standing]:
+        """Where texts stand (n, 1), and would stand with each candidate (n, k), without making those windows.
+
+        With e the window and t the token, w = keep e + reach t, so |w|^2, <w, g> and |A w|^2 follow from products of
+        e and t; those of t alone were made once for the vocabulary. A: coordinates in the axes.
+        """
+        texts = self.requests.texts.take(slots, axis=0)
+        columns = texts.transpose(0, 2, 1)
+        embedding = texts[:, 1:]
+        inside = np.matmul(embedding, self._axes)
+        of_tokens = self._of_tokens.take(candidates, axis=0)
+        # (n, 1 + k, 3): <w, g>, |w|^2, |A w|^2.
+        of = np.empty((len(slots), 1 + candidates.shape[1], 3))
+        now, then = of[:, :1], of[:, 1:]
+        now[:, :, :2] = np.matmul(embedding, columns)
+        now[:, :, 2:] = np.matmul(inside, inside.transpose(0, 2, 1))
+        then[:, :, :2] = np.matmul(self.terrain.token_embeddings.take(candidates, axis=0), columns)
+        then[:, :, 2:] = np.matmul(of_tokens[:, :, 2:], inside.transpose(0, 2, 1))
+        then *= self._of_mixed
+        then += self._of_kept * now
+        then[:, :, 1:] += of_tokens[:, :, :2]
+        stands = self._stands(of[:, :, 0], of[:, :, 1], of[:, :, 2])
+        return Standing(*[part[:, :1] for part in stands]), Standing(*[part[:, 1:] for part in stands])
+
     def _standing(self, x: npt.NDArray[np.float32], goal: npt.NDArray[np.float32]) -> Standing:
-        """Where windows (n, j, d) stand; NaN without a text. Single precision: leakage to 3e-4."""
-        square = np.einsum("njd,njd->nj", x, x).astype(np.float64)
-        along = np.matmul(x, goal[:, :, None])[:, :, 0]
+        """Where windows (n, j, d) stand; NaN without a text."""
+        inside = np.matmul(x, self._axes)
+        return self._stands(
+            np.matmul(x, goal[:, :, None])[:, :, 0],
+            np.einsum("njd,njd->nj", x, x).astype(np.float64),
+            np.einsum("njm,njm->nj", inside, inside),
+        )
+
+    def _stands(self, along: Floats, square: FloatArray, inside: Floats) -> Standing:
+        """Where windows (n, j) stand, by their <w, g>, |w|^2 and |A w|^2. Single precision: leakage to 3e-4."""
         cosine = np.minimum(np.maximum(along / np.sqrt(square), -1.0), 1.0)
-        if self._axes.shape[1]:
-            inside = np.matmul(x, self._axes)
-            share = np.minimum(np.einsum("njm,njm->nj", inside, inside) / square, 1.0)
-        else:
-            share = np.ones(square.shape)
+        share = np.minimum(inside / square, 1.0) if self._axes.shape[1] else np.ones(square.shape)
         return Standing(cosine, np.arccos(cosine), np.sqrt(share), np.sqrt(1.0 - share))
 
     def _mode_of(self, tokens: TokenArray, current: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
         """Mode (n,) or (n, k) that tokens lead to from the current one, which has the shape or broadcasts."""
         if self.terrain.modes is None:
             return np.broadcast_to(current, tokens.shape)
-        entered = self.terrain.modes.of_token[tokens]
+        entered = self.terrain.modes.of_token.take(tokens)
         return np.where(entered < 0, current, entered)
 
     def _terms(
@@ -427,7 +459,7 @@ class Controller:
         requests, settings, modes = self.requests, self.settings, self.terrain.modes
         flip = latency = length = routing = debt = None
         if modes is not None:
-            current = requests.mode[slots][:, None]
+            current = requests.mode.take(slots)[:, None]
             mode = self._mode_of(candidates, current)
             enters = mode != current
             if enters.any():
@@ -437,7 +469,7 @@ class Controller:
                 length = self._length[mode] * enters
                 routing = modes.routing[current, mode] * enters
         if risk is not None and repairs is not None:
-            debt = format_debt(requests.debt[slots][:, None], risk, repairs)
+            debt = format_debt(requests.debt.take(slots)[:, None], risk, repairs)
         return Terms(
             likelihood=likelihood_gain(log_p),
             progress=progress(now, then),
@@ -556,6 +588,8 @@ def _as_written(z: FloatArray, log_p: FloatArray) -> tuple[FloatArray, FloatArra
 def _row_as_written(z: list[float], log_p: list[float]) -> tuple[list[float], float]:
     """``_as_written`` of one row."""
     top = max(z)
-    norm = top + math.log(sum(math.exp(x - top) for x in z))
+    weights = [math.exp(x - top) for x in z]
+    total = sum(weights)
+    norm = top + math.log(total)
     change = [x - norm - before if before > -math.inf else 0.0 for x, before in zip(z, log_p, strict=True)]
-    return change, max(sum(math.exp(x - norm) * moved for x, moved in zip(z, change, strict=True)), 0.0)
+    return change, max(sum(w * moved for w, moved in zip(weights, change, strict=True)) / total, 0.0)

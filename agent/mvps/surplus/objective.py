@@ -31,6 +31,7 @@ _LIKELIHOOD_SCALE = 10.0
 _LEAST_LOG = -1e4
 _CHATTER = 1.0
 _TOO_SOON = 0.5
+_LEAKAGE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -67,21 +68,22 @@ class Standing(NamedTuple):
 def likelihood_gain(log_p: FloatArray) -> FloatArray:
     """log p(u) less its mean under p, in units of 10 nats, not below -1; p normalised over the candidates."""
     # Where p is 0, any finite number stands for log p.
-    mean = (np.exp(log_p) * np.maximum(log_p, _LEAST_LOG)).sum(axis=1, keepdims=True)
-    gain: FloatArray = np.maximum((log_p - mean) / _LIKELIHOOD_SCALE, -1.0)
+    mean = np.einsum("nk,nk->n", np.exp(log_p), np.maximum(log_p, _LEAST_LOG))
+    gain: FloatArray = np.maximum((log_p - mean[:, None]) / _LIKELIHOOD_SCALE, -1.0)
     return gain
 
 
-def progress(now: Standing, then: Standing, angle_weight: float = 1.0, compliance_weight: float = 1.0) -> FloatArray:
-    """Gain in alignment and in compliance by one step."""
-    gained: FloatArray = angle_weight * (then.cosine - now.cosine) + compliance_weight * (then.phi - now.phi)
+def progress(now: Standing, then: Standing) -> FloatArray:
+    """Gain in alignment (cos theta) and in compliance (phi) by one step."""
+    gained: FloatArray = (then.cosine - now.cosine) + (then.phi - now.phi)
     return gained
 
 
-def drift(now: Standing, then: Standing, angle_weight: float = 1.0, leakage_weight: float = 0.5) -> FloatArray:
-    """Growth of the angle to the goal and of the leakage by one step; what shrinks does not count."""
-    grown: FloatArray = angle_weight * np.maximum(then.theta - now.theta, 0.0)
-    return grown + leakage_weight * np.maximum(then.leakage - now.leakage, 0.0)
+def drift(now: Standing, then: Standing) -> FloatArray:
+    """Growth of the angle to the goal and half that of the leakage by one step; what shrinks does not count."""
+    grown: FloatArray = np.maximum(then.theta - now.theta, 0.0)
+    grown += _LEAKAGE_SHARE * np.maximum(then.leakage - now.leakage, 0.0)
+    return grown
 
 
 def mode_flip(
