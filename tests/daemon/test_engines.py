@@ -158,12 +158,13 @@ def test_limits_hold_before_anything_is_read(engines: Engines, clock: Clock) -> 
         pb.SurplusBatch(spread={f"t{i}": 0.5 for i in range(MAX_TENANTS + 1)}),
         pb.SurplusBatch(chain="engine-2"),
         pb.SurplusBatch(dropped=2**40),
+        pb.SurplusBatch(answers_dropped=2**40),
     ):
         with pytest.raises(Refused):
             engines.take(engine.stream, batch)
     with pytest.raises(Refused, match="at most 8192"):
         engines.take(engine.stream, pb.SurplusBatch(lines=[b" " * 8193]))
-    assert refused(engines) == {"batch": 4, "schema": 1}
+    assert refused(engines) == {"batch": 5, "schema": 1}
 
 
 @pytest.mark.parametrize("name", ["", "an engine", "ann@host", "x" * 65, "a\n"])
@@ -243,8 +244,11 @@ def test_numbers_that_cannot_be_are_counted_and_not_used(engines: Engines, clock
     for fields in ({"kv_cache_use": float("nan")}, {"kv_cache_use": 1.5}, {"running": 2**40}):
         engine.send(cap(clock.now), load=pb.EngineLoad(**fields))
     engine.send(cap(clock.now), spread={"acme": -1.0, "nobody": 0.5}, dropped=7)
-    engine.send(dropped=5)
-    assert refused(engines) == {"load": 3, "spread": 2, "dropped_by_engine": 7}
+    engine.send(dropped=5, answers_dropped=2)
+    engine.send(answers_dropped=1)
+    engine.send(answers_dropped=4)
+    counts = {"load": 3, "spread": 2, "dropped_by_engine": 7, "answers_dropped_by_engine": 4}
+    assert refused(engines) == counts
     assert not engines.status().engines[0].HasField("load")
     assert not engines.status().pressure
 

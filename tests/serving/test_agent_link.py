@@ -108,11 +108,20 @@ def test_packets_arrive_in_order_and_directives_come_back(path: str, serve: Call
 
 
 def test_the_spread_of_texts_goes_up_with_every_batch(path: str, serve: Callable[[], Agent]) -> None:
+    class Spread:
+        dropped = 7  # before the stream began
+
+        def read(self) -> dict[str, float]:
+            self.dropped += 1
+            return {"acme": 0.25}
+
     agent = serve()
-    link = AgentLink(path, "engine", spread=lambda: {"acme": 0.25}).start()
+    spread = Spread()
+    link = AgentLink(path, "engine", spread=spread).start()
     link.write(cap())
     until(lambda: agent.engines._minutes._tenants["acme"].spread == 0.25 if link.sent else False)
     link.close()
+    assert agent.engines.status().refused["answers_dropped_by_engine"] in (spread.dropped - 7, spread.dropped - 8)
 
 
 def test_an_idle_link_keeps_asking(path: str, serve: Callable[[], Agent]) -> None:

@@ -85,5 +85,5 @@ def test_answers_go_from_the_requests_to_the_spread_and_to_the_link(
             engine.decoding.sampled(slot, np.array([token]))
         engine.decoding.close(0)
     assert engine.link._spread is not None
-    assert engine.link._spread()["acme"] > 0.7
+    assert engine.link._spread.read()["acme"] > 0.7
     engine.link.close()

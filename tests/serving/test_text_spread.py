@@ -95,7 +95,7 @@ def test_tenants_are_apart_and_there_is_room_for_so_many() -> None:
         spread.note(f"other-{k}", same)
     spread.read()
     assert len(spread._tenants) == MAX_TENANTS
-    assert spread.lost == 2
+    assert spread.dropped == 2
 
 
 def test_memory_is_bounded_and_what_is_lost_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_memory_is_bounded_and_what_is_lost_is_counted(monkeypatch: pytest.Monke
     spread = TextSpread(EMBEDDINGS)
     for _ in range(13):
         spread.note("acme", [1, 2, 3])
-    assert spread.lost == 3
+    assert spread.dropped == 3
     spread.read()
     assert len(spread._tenants["acme"].answers) == 10
     for one in answers(np.random.default_rng(8), 2 * REFERENCE):

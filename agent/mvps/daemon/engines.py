@@ -86,6 +86,7 @@ class Stream:
     connected: bool = True
     load: Load | None = None
     dropped: int = 0
+    answers_dropped: int = 0
     tenants: set[str] = field(default_factory=set)
 
 
@@ -146,7 +147,11 @@ class Engines:
 
     def take(self, stream: Stream, batch: pb.SurplusBatch) -> pb.SurplusControl:
         """Verify a batch, add it up and answer it. Refused ends the stream."""
-        if len(batch.lines) > MAX_LINES or len(batch.spread) > MAX_TENANTS or batch.dropped > _MOST:
+        if (
+            len(batch.lines) > MAX_LINES
+            or len(batch.spread) > MAX_TENANTS
+            or max(batch.dropped, batch.answers_dropped) > _MOST
+        ):
             self._refuse("batch", f"a batch has at most {MAX_LINES} lines, {MAX_TENANTS} tenants, {_MOST} dropped")
         if batch.chain not in ("", stream.chain.name):
             self._refuse("batch", f"this stream is the chain {stream.chain.name}: a new chain takes a new stream")
@@ -163,8 +168,12 @@ class Engines:
             if batch.HasField("load") and load is None:
                 self._refused["load"] += 1
             # The engine counts from its stream's beginning, and does not count backwards.
-            self._refused["dropped_by_engine"] += max(batch.dropped - stream.dropped, 0)
-            stream.chain, stream.load, stream.dropped = chain, load, max(batch.dropped, stream.dropped)
+            dropped = max(batch.dropped, stream.dropped)
+            answers_dropped = max(batch.answers_dropped, stream.answers_dropped)
+            self._refused["dropped_by_engine"] += dropped - stream.dropped
+            self._refused["answers_dropped_by_engine"] += answers_dropped - stream.answers_dropped
+            stream.chain, stream.load = chain, load
+            stream.dropped, stream.answers_dropped = dropped, answers_dropped
             self._packets += len(caps)
             self._minutes.take(caps, now)
             for tenant, sse in batch.spread.items():

@@ -20,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
 import grpc
 
@@ -41,6 +41,15 @@ _LONGEST_FLUSH_S: Final = 1.0
 _PAUSES_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
 
 
+class SpreadReader(Protocol):
+    """SSE by tenant, and how many answers are in no figure: ``text_spread.TextSpread``."""
+
+    def read(self) -> Mapping[str, float]: ...
+
+    @property
+    def dropped(self) -> int: ...
+
+
 def engine_name() -> str:
     """A name for this process's chains: host, process, and chance."""
     host = "".join(c if c.isalnum() and c.isascii() else "-" for c in socket.gethostname()[:32]).strip("-") or "host"
@@ -51,8 +60,8 @@ class AgentLink:
     """A link that is begun with ``start`` and ended with ``close``.
 
     path: the agent's socket. name: of the chains, see ``engine_name``; a number is added. record: gets every line as
-    it is sent, for ``mvps surplus replay``. load, spread: what the engine exports, and SSE by tenant, asked for with
-    every batch, in the link's thread.
+    it is sent, for ``mvps surplus replay``. load, spread: what the engine exports, and SSE by tenant, read for every
+    batch, in the link's thread.
     """
 
     def __init__(
@@ -61,7 +70,7 @@ class AgentLink:
         name: str,
         record: BinaryIO | None = None,
         load: Callable[[], pb.EngineLoad] | None = None,
-        spread: Callable[[], Mapping[str, float]] | None = None,
+        spread: SpreadReader | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         checked_name(f"{name}.{10**6}")
@@ -156,6 +165,8 @@ class AgentLink:
     def _batches(self, name: str, answered: threading.Event) -> Iterator[pb.SurplusBatch]:
         """Batches of one stream, each when the one before is answered. Runs in a thread of gRPC's."""
         chain, lost_before, first = Chain.begin(name), self._lost, True
+        spread = self._spread
+        dropped_before = spread.dropped if spread is not None else 0
         self._keep(record_header(name))
         while True:
             if not answered.wait(STALE_S):
@@ -177,8 +188,9 @@ class AgentLink:
                 self._keep(line)
             if self._load is not None:
                 batch.load.CopyFrom(self._load())
-            if self._spread is not None:
-                batch.spread.update(self._spread())
+            if spread is not None:
+                batch.spread.update(spread.read())
+                batch.answers_dropped = spread.dropped - dropped_before
             self._unanswered = len(batch.lines)
             yield batch
 

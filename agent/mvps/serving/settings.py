@@ -87,7 +87,7 @@ def start(settings: ServingSettings, capacity: int) -> Engine:
     except OSError as error:
         raise ValueError(f"cannot open {error.filename}: {error.strerror}") from None
     spread = TextSpread(embeddings)
-    link = AgentLink(settings.socket, engine_name(), record, spread=spread.read)
+    link = AgentLink(settings.socket, engine_name(), record, spread=spread)
     decoding = Decoding(
         controller,
         settings.model,

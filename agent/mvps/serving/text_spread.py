@@ -69,7 +69,7 @@ class TextSpread:
         self._no_room = self._too_many = 0  # each is counted by one thread
 
     @property
-    def lost(self) -> int:
+    def dropped(self) -> int:
         """Answers that found the queue full, or came from more tenants than ``MAX_TENANTS``."""
         return self._no_room + self._too_many
 
