@@ -44,10 +44,12 @@ _PAUSES_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
 class SpreadReader(Protocol):
     """SSE by tenant, and how many answers are in no figure: ``text_spread.TextSpread``."""
 
-    def read(self) -> Mapping[str, float]: ...
+    def read(self) -> Mapping[str, float]:
+        """SSE in [0, 1] of every tenant that has one."""
 
     @property
-    def dropped(self) -> int: ...
+    def dropped(self) -> int:
+        """Answers that are in no figure."""
 
 
 def engine_name() -> str:
