@@ -23,6 +23,7 @@ from tests.vm.machine import RELEASES, Machine, make_image, why_not
 from bench.harness import ROOT, Result
 
 SUMMARY = "packages to first accepted snapshot in a machine; exposure of the units, installed size"
+_WHAT = {"mvps": "agent", "mvps-broker": "broker", "mvps-probe": "probe"}  # by package
 BARS = {"agent_exposure": 2.0, "broker_exposure": 1.5, "agent_mb": 100.0}
 
 
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace) -> Result:
             memory = machine.must("systemctl show -P MemoryCurrent mvps-agent").strip()
             details["agent_memory_mib"] = round(int(memory) / (1 << 20), 1)
         for package in packages:
-            details["agent_mb" if package.name.startswith("mvps_") else "broker_mb"] = round(_megabytes(package), 2)
+            details[f"{_WHAT[package.name.split('_')[0]]}_mb"] = round(_megabytes(package), 2)
     details |= {"pruned": _pruned(), "unpinned": _unpinned()}
     shares = {name: details[name] / bar for name, bar in BARS.items()}
     worst = max(shares, key=lambda name: shares[name])
