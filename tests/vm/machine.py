@@ -83,7 +83,7 @@ class Machine:
             [
                 *("nice", "-n", "10", "qemu-system-x86_64", "-nodefaults", "-display", "none", "-nic", "none"),
                 # A processor without AVX: QEMU 7.2 emulates it wrongly (a sort of numpy ends in a segmentation fault).
-                *("-accel", "tcg,thread=multi", "-cpu", "Nehalem", "-smp", "2", "-m", str(memory_mib)),
+                *("-accel", "tcg,thread=single", "-cpu", "Nehalem", "-smp", "2", "-m", str(memory_mib)),
                 *("-kernel", f"{image}.vmlinuz", "-initrd", f"{image}.initrd"),
                 *("-append", "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0"),
                 *("-drive", f"file={image}.ext4,format=raw,if=virtio,snapshot=on"),
