@@ -38,7 +38,7 @@ from typing import Final, NamedTuple
 from mvps.surplus.packets import HealthMinute, Kill
 from mvps.surplus.rollout import LEAST_BLOCKS, Blocks, welch
 
-LEVEL: Final = 0.001
+LEVEL: Final = 0.005
 LEAST_INCIDENTS: Final = 0.02
 
 
