@@ -52,7 +52,7 @@ _BEYOND = 0.95
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--looks", type=int, default=0, help="per case (default 300, with --full 2000)")
-    parser.add_argument("--soaks", type=int, default=0, help="of kill switches a case (default 60, with --full 400)")
+    parser.add_argument("--soaks", type=int, default=0, help="of kill switches a case (default 60, with --full 300)")
 
 
 def run(arguments: argparse.Namespace) -> Result:
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> Result:
     closest = 0.0
     for phi in PHIS:
         for hosts, inside in ((4, 1), (20, 1), (20, 5)):
-            shares = {effect: looks(effect, phi, count, hosts, inside) for effect in (0.0, MARGIN, 2 * MARGIN)}
+            shares = looks((0.0, MARGIN, 2 * MARGIN), phi, count, hosts, inside)
             found = {
                 "sent_back_for_nothing": shares[0.0][Verdict.WORSE],
                 "open_for_nothing": shares[0.0][Verdict.OPEN],
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> Result:
             details[f"phi {phi:g}, {inside} of {hosts} hosts"] = found
             if phi <= BARRED_PHI:
                 closest = max(closest, *(found[name] / (2 * nominal) for name, nominal in NOMINAL.items()))
-    soaks = arguments.soaks or (400 if arguments.full else 60)
+    soaks = arguments.soaks or (300 if arguments.full else 60)
     switches = {}
     for switch in Switch:
         for phi in KILL_PHIS:
@@ -85,18 +85,20 @@ def run(arguments: argparse.Namespace) -> Result:
     return Result(closest, "of the largest rates", 1.0, closest <= 1.0, found)
 
 
-def looks(effect: float, phi: float, count: int, hosts: int, inside: int) -> dict[Verdict, float]:
-    """Share of each verdict."""
+def looks(
+    effects: tuple[float, ...], phi: float, count: int, hosts: int, inside: int
+) -> dict[float, dict[Verdict, float]]:
+    """Share of each verdict by effect, on the same noise."""
     rng = np.random.default_rng(1)
-    found = []
+    found: dict[float, list[Verdict]] = {effect: [] for effect in effects}
     for _ in range(count):
         level = rng.normal(0.0, 0.05, hosts)
         xi = 0.15 + level + _course(rng, 1, 0.98) + _course(rng, hosts, phi)
-        xi[_DAY:, :inside] += effect
         d = xi[:, :inside].mean(axis=1) - xi[:, inside:].mean(axis=1)
         before, now = d.reshape(2, -1, BLOCK_MINUTES).mean(axis=2)
-        found.append(compare(before.tolist(), now.tolist(), MARGIN).verdict)
-    return {verdict: found.count(verdict) / count for verdict in Verdict}
+        for effect in effects:
+            found[effect].append(compare(before.tolist(), (now + effect).tolist(), MARGIN).verdict)
+    return {effect: {verdict: of.count(verdict) / count for verdict in Verdict} for effect, of in found.items()}
 
 
 class Soak(NamedTuple):
