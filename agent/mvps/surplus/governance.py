@@ -124,7 +124,7 @@ class Governed:
     last: TenantMinute | None = None
     comparison: Comparison | None = None
     waiting: str = ""
-    switches: KillSwitches = field(default_factory=lambda: KillSwitches.begin(Kill(), 0, 1))
+    switches: KillSwitches = field(default_factory=lambda: KillSwitches.begin(Kill(), 0, 1, 0))
 
     @classmethod
     def begin(cls, tenant: str, policy: Policy, rung: Rung = Rung.NONE, held: str = "") -> Governed:
@@ -456,7 +456,7 @@ def _fresh(governed: Governed) -> Governed:
     rollout = governed.policy.rollout
     most = math.ceil(rollout.soak_minutes / BLOCK_MINUTES)
     beyond = len(steps(rollout)) - 1
-    switches = KillSwitches.begin(rollout.kill, beyond, most)
+    switches = KillSwitches.begin(rollout.kill, beyond, most, governed.policy.outliers)
     before = (Blocks(most),) * beyond
     return replace(governed, at=0, soaked=0, before=before, now=Blocks(most), waiting="", switches=switches)
 

@@ -10,18 +10,23 @@ minute by minute, and that difference with what it was for the same hosts in sha
     incidents   share of host minutes with BH-1 or BH-2 raised, slice less the others; its limit is that share of the
                 others since the policy is in force, at least LEAST_INCIDENTS, times ``incidents``
 
-Shares are pooled over hosts, and minutes of n and m packets weigh nm/(n + m) in their block (the risk difference of
-Mantel and Haenszel by minute; Greenland & Robins 1985): what a minute does to both sides cancels, and minutes of few
-packets count for little. Ratios of incident rates have no mean where the others raise nothing, so that the switch works
-on differences, with a least rate (ours: 2 % of the host minutes, some twenty minutes of alert in a day of one host,
-which is more than calm tenants have).
+Of n hosts on a side the k with the largest and the k with the least p95, or share of broken packets, do not count, k =
+min(outliers, (n - 1) // 2) as in :mod:`mvps.surplus.fleet_health`: a time has no upper bound and a count of packets
+outweighs any other, so that one host that lies or errs could hide what the policy does to all others. Alerts cannot be
+cut so, as most hosts raise none; there one host moves its side by 1/n at most.
 
-**Looks.** One at the end of each block of ``BLOCK_MINUTES``, at the blocks since the policy is in force on that slice,
-as many as a soak has. A switch fires where the change is evidently above 0, at ``LEVEL`` by Welch's t, *and* estimated
-above its limit. To ask that it be evidently above the limit kills a policy at twice the limit hours later and at the
-limit never; to ask only that it be estimated above it kills in a part of all calm soaks. A look at every hour of a day
-costs about ten times its level (ours; Pocock's boundary for as many looks has the same ratio), so that each switch
-kills one calm soak in a hundred, nominally; ``./bench/run rollout`` measures it, and the hours to a kill. Alerts do not
+Shares are pooled over the hosts left, and minutes of n and m packets weigh nm/(n + m) in their block (the risk
+difference of Mantel and Haenszel by minute; Greenland & Robins 1985): what a minute does to both sides cancels, and
+minutes of few packets count for little. Ratios of incident rates have no mean where the others raise nothing, so that
+the switch works on differences, with a least rate (ours: 2 % of the host minutes, some thirty minutes of alert in a day
+of one host, which is more than calm tenants have).
+
+**Looks.** One at the end of each block of ``BLOCK_MINUTES`` from the ``LEAST_BLOCKS``-th on, at the blocks since the
+policy is in force on that slice, as many as a soak has. A switch fires where the change is evidently above 0, at
+``LEVEL`` by Welch's t, *and* estimated above its limit (ours). The rival, evidently above the limit, spares most
+policies that are at it; estimated above it alone, noise would kill. Looking at every hour of a day costs six times the
+level where no limit stands beside it, so that a switch kills at most three calm soaks in a hundred, and where noise
+rarely reaches the limit none; ``./bench/run rollout`` measures both rules, and the hours to a kill. Alerts do not
 interrupt it, as they do a soak: they are among what is counted.
 
 What is not known on both sides is not compared: a policy in force on every host, hosts whose engines tell no times.
@@ -100,22 +105,27 @@ def sides(told: Mapping[str, HealthMinute], inside: Collection[str]) -> Sides:
     )
 
 
-def read(switch: Switch, minute: Sides) -> Reading:
-    """One minute of one switch."""
+def read(switch: Switch, minute: Sides, outliers: int) -> Reading:
+    """One minute of one switch. outliers: hosts of either side at either end that do not count."""
     if switch is Switch.LATENCY:
-        logs = [[math.log(one.latency_p95) for one in side if one.latency_p95] for side in minute]
-        if not all(logs):
-            return _UNKNOWN
-        slice_, others = (sum(side) / len(side) for side in logs)
-        return Reading(slice_ - others, 1.0, others)
+        times = [[(math.log(one.latency_p95), 1) for one in side if one.latency_p95] for side in minute]
+        (total, n), (others_total, m) = (_inner(side, outliers) for side in times)
+        return Reading(total / n - others_total / m, 1.0, others_total / m) if n and m else _UNKNOWN
     if switch is Switch.BREAKS:
-        counts = [(sum(one.broken for one in side), sum(one.packets for one in side)) for side in minute]
+        packets = [[(min(one.broken, one.packets), one.packets) for one in side if one.packets] for side in minute]
+        (hits, n), (others_hits, m) = (_inner(side, outliers) for side in packets)
     else:
-        counts = [(sum(one.bh1 or one.bh2 for one in side), len(side)) for side in minute]
-    (slice_hits, n), (hits, m) = counts
+        (hits, n), (others_hits, m) = ((sum(one.bh1 or one.bh2 for one in side), len(side)) for side in minute)
     if not (n and m):
         return _UNKNOWN
-    return Reading(slice_hits / n - hits / m, n * m / (n + m), hits / m)
+    return Reading(hits / n - others_hits / m, n * m / (n + m), others_hits / m)
+
+
+def _inner(hosts: Sequence[tuple[float, int]], outliers: int) -> tuple[float, int]:
+    """Sum over hosts of (what was counted, of how many), less those whose ratio is at either end."""
+    k = min(outliers, (len(hosts) - 1) // 2) if hosts else 0
+    inner = sorted(hosts, key=lambda one: one[0] / one[1])[k : len(hosts) - k]
+    return sum(counted for counted, _ in inner), sum(of for _, of in inner)
 
 
 @dataclass(frozen=True)
@@ -135,22 +145,23 @@ class KillSwitches:
     """The switches of one rollout that are not off. looks: the latest of each that had enough blocks."""
 
     limits: Kill
+    outliers: int
     watched: Mapping[Switch, Watched]
     looks: Mapping[Switch, Look]
 
     @classmethod
-    def begin(cls, limits: Kill, steps: int, most: int) -> KillSwitches:
-        """In shadow. steps: beyond it. most: blocks to look at on either side."""
+    def begin(cls, limits: Kill, steps: int, most: int, outliers: int) -> KillSwitches:
+        """In shadow. steps: beyond it. most: blocks to look at on either side. outliers: the policy's."""
         on = [switch for switch in Switch if getattr(limits, switch.value) is not None]
         none = Blocks(most)
-        return cls(limits, {switch: Watched((none,) * steps, none, none) for switch in on}, {})
+        return cls(limits, outliers, {switch: Watched((none,) * steps, none, none) for switch in on}, {})
 
     def shadowed(self, told: Mapping[str, HealthMinute], slices: Sequence[Collection[str]]) -> KillSwitches:
         """One minute later in shadow. slices: the hosts of each step."""
         minutes = [sides(told, hosts) for hosts in slices]
         watched = {}
         for switch, one in self.watched.items():
-            readings = [read(switch, minute) for minute in minutes]
+            readings = [read(switch, minute, self.outliers) for minute in minutes]
             pairs = zip(one.before, readings, strict=True)
             watched[switch] = replace(one, before=tuple(b.added(r.difference, r.weight) for b, r in pairs))
         return replace(self, watched=watched)
@@ -168,7 +179,7 @@ class KillSwitches:
         minute = sides(told, inside)
         watched, looks = {}, dict(self.looks)
         for switch, one in self.watched.items():
-            reading = read(switch, minute)
+            reading = read(switch, minute, self.outliers)
             now = one.now.added(reading.difference, reading.weight)
             others = one.others.added(reading.others, reading.weight)
             watched[switch] = replace(one, now=now, others=others)
