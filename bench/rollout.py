@@ -18,8 +18,8 @@ and, of incidents, by ten times the limit when the policy comes into force:
     incidents   2 % of the host minutes, in runs: a minute is as the one before with probability phi, else drawn anew
 
 with one outlier a side, and beside each the rule that asks for the change to be beyond its limit at 5 % (``beyond``).
-The bar is one calm soak in fifty killed by a switch, up to phi .9, and holds while the 95 % interval of no share is
-above it.
+The bar is three calm soaks in a hundred killed by a switch, up to phi .9, which is what its looks cost where no limit
+stands beside them, and holds while the 95 % interval of no share is above it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MARGIN = 0.05
 PHIS = (0.0, 0.9, 0.95, 0.98)
 BARRED_PHI = 0.9
 NOMINAL = {"sent_back_for_nothing": 0.01, "advanced_at_the_margin": 0.05}
-KILLED_FOR_NOTHING = 0.02
+KILLED_FOR_NOTHING = 0.03
 KILL_PHIS = (0.0, 0.9, 0.95)
 EFFECTS = {Switch.LATENCY: (0, 1, 2), Switch.INCIDENTS: (0, 1, 2, 10), Switch.BREAKS: (0, 1, 2)}
 _DAY = 1440

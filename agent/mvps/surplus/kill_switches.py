@@ -25,9 +25,9 @@ of one host, which is more than calm tenants have).
 policy is in force on that slice, as many as a soak has. A switch fires where the change is evidently above 0, at
 ``LEVEL`` by Welch's t, *and* estimated above its limit (ours). The rival, evidently above the limit, spares most
 policies that are at it; estimated above it alone, noise would kill. Looking at every hour of a day costs six times the
-level where no limit stands beside it, so that a switch kills at most three calm soaks in a hundred, and where noise
-rarely reaches the limit none; ``./bench/run rollout`` measures both rules, and the hours to a kill. Alerts do not
-interrupt it, as they do a soak: they are among what is counted.
+level where no limit stands beside it, so that a switch kills three calm soaks in a hundred at most, as far as blocks
+are independent, and hardly any where noise does not reach its limit; ``./bench/run rollout`` measures both rules, and
+the hours to a kill. Alerts do not interrupt it, as they do a soak: they are among what is counted.
 
 What is not known on both sides is not compared: a policy in force on every host, hosts whose engines tell no times.
 """
