@@ -17,24 +17,26 @@ and, of incidents, by ten times the limit when the policy comes into force:
                 .3, a common course of sd .2 and the host's own AR(1) of sd .3
     incidents   2 % of the host minutes, in runs: a minute is as the one before with probability phi, else drawn anew
 
-with one outlier a side, and beside each the rule that asks for the change to be beyond its limit at 5 % (``beyond``).
-The bar is three calm soaks in a hundred killed by a switch, up to phi .9, which is what its looks cost where no limit
-stands beside them, and holds while the 95 % interval of no share is above it.
+with one outlier a side, and beside the switch its two parts: evidently above 0 and estimated above the limit
+(``estimated``), evidently above the limit (``beyond``). The bar is three calm soaks in a hundred killed by a switch, up
+to phi .9, which is what its looks cost where no limit stands beside them, and holds while the 95 % interval of no share
+is above it.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy import signal, special
 
 from bench.harness import Result, wilson
-from mvps.surplus.kill_switches import LEAST_INCIDENTS, Switch, look
+from mvps.surplus.kill_switches import Look, Switch, look
 from mvps.surplus.packets import Kill
-from mvps.surplus.rollout import BLOCK_MINUTES, LEAST_BLOCKS, Verdict, compare, welch
+from mvps.surplus.rollout import BLOCK_MINUTES, LEAST_BLOCKS, Verdict, compare
 
 if TYPE_CHECKING:
     from mvps.coherence.observation import FloatArray
@@ -48,7 +50,6 @@ KILLED_FOR_NOTHING = 0.03
 KILL_PHIS = (0.0, 0.9, 0.95)
 EFFECTS = {Switch.LATENCY: (0, 1, 2), Switch.INCIDENTS: (0, 1, 2, 10), Switch.BREAKS: (0, 1, 2)}
 _DAY = 1440
-_BEYOND = 0.95
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -111,41 +112,34 @@ class Soak(NamedTuple):
 
 
 def kills(switch: Switch, effect: int, phi: float, count: int, hosts: int, inside: int) -> dict[str, float]:
-    """Shares of soaks killed, by the switch and by the rule beyond its limit, and median hours to it."""
+    """Shares of soaks killed, by the switch and by its parts, and median hours to it."""
     rng = np.random.default_rng(2)
     make = {Switch.LATENCY: _latency, Switch.BREAKS: _breaks, Switch.INCIDENTS: _incidents}[switch]
-    ours, beyond = [], []
+    found: dict[str, list[float]] = {"killed": [], "estimated": [], "beyond": []}
     for _ in range(count):
         soak = make(rng, effect, phi, hosts, inside)
         weight = soak.weight.reshape(-1, BLOCK_MINUTES)
         before, now = np.average(soak.difference.reshape(weight.shape), axis=1, weights=weight).reshape(2, -1).tolist()
         others = soak.others[_DAY:].reshape(-1, BLOCK_MINUTES).mean(axis=1).tolist()
         hours = range(LEAST_BLOCKS, len(now) + 1)
-        ours.append(next((n for n in hours if _fires(switch, before, now[:n], others[:n])), math.nan))
-        beyond.append(next((n for n in hours if _is_beyond(switch, before, now[:n], others[:n])), math.nan))
-    found: dict[str, float] = {}
-    for name, at in (("killed", ours), ("beyond", beyond)):
+        limit = getattr(Kill(), switch.value)
+        seen = [one for n in hours if (one := look(switch, before, now[:n], others[:n], limit)) is not None]
+        for name, fired in _RULES.items():
+            found[name].append(next((one.blocks for one in seen if fired(one)), math.nan))
+    shares: dict[str, float] = {}
+    for name, at in found.items():
         known = [n for n in at if math.isfinite(n)]
-        found |= {name: len(known) / count}
+        shares |= {name: len(known) / count}
         if known:
-            found |= {f"{name}_hours": float(np.median(known))}
-    return found
+            shares |= {f"{name}_hours": float(np.median(known))}
+    return shares
 
 
-def _fires(switch: Switch, before: list[float], now: list[float], others: list[float]) -> bool:
-    found = look(switch, before, now, others, getattr(Kill(), switch.value))
-    return found is not None and found.fired
-
-
-def _is_beyond(switch: Switch, before: list[float], now: list[float], others: list[float]) -> bool:
-    """The rival rule."""
-    limit = getattr(Kill(), switch.value)
-    if switch is Switch.LATENCY:
-        limit = math.log1p(limit)
-    elif switch is Switch.INCIDENTS:
-        limit *= max(float(np.mean(others)), LEAST_INCIDENTS)
-    change = welch(before, now)
-    return change.mean - float(special.stdtrit(change.freedom, _BEYOND)) * change.error > limit
+_RULES: dict[str, Callable[[Look], bool]] = {
+    "killed": lambda one: one.fired,
+    "estimated": lambda one: one.surely > 0.0 and one.change > one.limit,
+    "beyond": lambda one: one.low > one.limit,
+}
 
 
 def _latency(rng: np.random.Generator, effect: int, phi: float, hosts: int, inside: int) -> Soak:

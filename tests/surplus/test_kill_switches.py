@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from tests.surplus.health_sample import health
 
-from mvps.surplus.kill_switches import LEAST_INCIDENTS, LEVEL, KillSwitches, Look, Switch, look, read, sides
+from mvps.surplus.kill_switches import BEYOND, LEAST_INCIDENTS, LEVEL, KillSwitches, Look, Switch, look, read, sides
 from mvps.surplus.packets import FallbackCause, HealthMinute, Kill
 from mvps.surplus.rollout import BLOCK_MINUTES, LEAST_BLOCKS, Blocks
 
@@ -96,13 +96,19 @@ def test_a_look_is_welchs_t_at_its_level_and_asks_for_both() -> None:
     found = look(Switch.BREAKS, before.tolist(), now.tolist(), [0.0] * 9, 0.005)
     assert found is not None
     test = stats.ttest_ind(now, before, equal_var=False)
-    assert found.low == pytest.approx(test.confidence_interval(1.0 - 2.0 * LEVEL).low)
+    assert found.surely == pytest.approx(test.confidence_interval(1.0 - 2.0 * LEVEL).low)
+    assert found.low == pytest.approx(test.confidence_interval(1.0 - 2.0 * BEYOND).low)
     assert found.change == pytest.approx(now.mean() - before.mean())
     assert (found.fired, found.blocks) == (True, 9)
+    # Evidently above 0 and estimated above the limit; evidently above the limit.
+    assert [Look(Switch.BREAKS, 0.02, surely, low, 0.01, 4).fired for surely, low in ((1e-9, -1.0), (-1.0, 0.011))] == [
+        True, True
+    ]  # fmt: skip
+    assert not Look(Switch.BREAKS, 0.02, -1.0, 0.009, 0.01, 4).fired
     # Evident, but below the limit; above the limit, but not evident.
     below = look(Switch.BREAKS, before.tolist(), now.tolist(), [0.0] * 9, 0.02)
     assert below is not None
-    assert below.low > 0.0
+    assert below.surely > 0.0
     assert not below.fired
     wild = look(Switch.BREAKS, before.tolist(), [0.05, -0.03, 0.06, -0.04], [0.0] * 4, 0.005)
     assert wild is not None

@@ -22,12 +22,15 @@ the switch works on differences, with a least rate (ours: 2 % of the host minute
 of one host, which is more than calm tenants have).
 
 **Looks.** One at the end of each block of ``BLOCK_MINUTES`` from the ``LEAST_BLOCKS``-th on, at the blocks since the
-policy is in force on that slice, as many as a soak has. A switch fires where the change is evidently above 0, at
-``LEVEL`` by Welch's t, *and* estimated above its limit (ours). The rival, evidently above the limit, spares most
-policies that are at it; estimated above it alone, noise would kill. Looking at every hour of a day costs six times the
-level where no limit stands beside it, so that a switch kills three calm soaks in a hundred at most, as far as blocks
-are independent, and hardly any where noise does not reach its limit; ``./bench/run rollout`` measures both rules, and
-the hours to a kill. Alerts do not interrupt it, as they do a soak: they are among what is counted.
+policy is in force on that slice, as many as a soak has. A switch fires (ours) where the change is estimated
+above its limit and evidently above 0, at ``LEVEL`` by Welch's t, or where it is evidently above the limit, at
+``BEYOND``. The second alone, at a level that kills as often for nothing, spares most policies that are at their limit;
+the first alone finds fewer incidents, whose noise grows with them. Estimated above the limit alone, noise would kill.
+
+Looking at every hour of a day costs six times ``LEVEL`` where no limit stands beside it, so that a switch kills three
+calm soaks in a hundred at most, as far as blocks are independent, and hardly any where noise does not reach its limit;
+``./bench/run rollout`` measures the rule and its parts, and the hours to a kill. Alerts do not interrupt it, as they do
+a soak: they are among what is counted.
 
 What is not known on both sides is not compared: a policy in force on every host, hosts whose engines tell no times.
 """
@@ -44,6 +47,7 @@ from mvps.surplus.packets import HealthMinute, Kill
 from mvps.surplus.rollout import LEAST_BLOCKS, Blocks, welch
 
 LEVEL: Final = 0.005
+BEYOND: Final = 0.02
 LEAST_INCIDENTS: Final = 0.02
 
 
@@ -56,13 +60,15 @@ class Switch(StrEnum):
 
 
 class Look(NamedTuple):
-    """One look. change: of the slice against the others; low: its lower bound at LEVEL; limit: of the change.
+    """One look. change: of the slice against the others; surely, low: its lower bounds at LEVEL and at BEYOND.
 
-    As shares: of the p95, of the host minutes, of the packets. blocks: since the policy is in force on that slice.
+    limit: of the change. All are shares: of the p95, of the host minutes, of the packets. blocks: that were looked at,
+    since the policy is in force on that slice.
     """
 
     switch: Switch
     change: float
+    surely: float
     low: float
     limit: float
     blocks: int
@@ -70,7 +76,7 @@ class Look(NamedTuple):
     @property
     def fired(self) -> bool:
         """Whether the policy is to be taken back."""
-        return self.low > 0.0 and self.change > self.limit
+        return self.low > self.limit or (self.surely > 0.0 and self.change > self.limit)
 
     def __str__(self) -> str:
         least = f"at least {self.low:+.2%}, limit {self.limit:+.2%}"
@@ -204,9 +210,9 @@ def look(
     if min(len(before), len(now)) < LEAST_BLOCKS:
         return None
     found = welch(before, now)
-    change, low = found.mean, found.quantile(LEVEL)
+    change, surely, low = found.mean, found.quantile(LEVEL), found.quantile(BEYOND)
     if switch is Switch.LATENCY:
-        change, low = math.expm1(change), math.expm1(low)
+        change, surely, low = map(math.expm1, (change, surely, low))
     elif switch is Switch.INCIDENTS:
         limit *= max(sum(others) / len(others), LEAST_INCIDENTS)
-    return Look(switch, change, low, limit, len(now))
+    return Look(switch, change, surely, low, limit, len(now))
