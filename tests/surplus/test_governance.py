@@ -193,6 +193,16 @@ def test_a_kill_switch_takes_the_policy_back_within_a_soak() -> None:
     assert stages(walk(governed, 600, FAST, 2000)[1]) == ["canary"], "and begins with a shadow of its own"
 
 
+def test_what_a_smaller_slice_did_does_not_count_for_a_larger_one() -> None:
+    governed, _ = walk(Governed.begin("acme", policy(rollout=LONG)), 1199, FAST)
+    assert {len(one.now.means) for one in governed.switches.watched.values()} == {9}
+    governed, changes = walk(governed, 1, FAST, 1199)
+    assert stages(changes) == ["gradual 50%"]
+    for one in governed.switches.watched.values():
+        assert (one.now.means, one.others.means) == ((), ())
+        assert [len(blocks.means) for blocks in one.before] == [10, 10, 0], "of every step but that of all hosts"
+
+
 def test_a_kill_switch_that_is_off_or_far_from_its_limit_does_not() -> None:
     for limits, ms in (({"latency": None}, 14.0), ({"latency": 0.5}, 14.0), ({}, 12.0)):
         governed, _ = walk(Governed.begin("acme", policy(rollout=LONG | {"kill": limits})), 600, FAST)

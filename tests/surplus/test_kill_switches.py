@@ -52,12 +52,17 @@ def test_breaks_are_packets_of_lost_structure_pooled_over_hosts() -> None:
 
 def test_one_host_that_lies_hides_nothing() -> None:
     honest = {host: broken(6, latency_p95=10.0) for host in "bcdef"}
-    for lie in (broken(2**52, 2**52, latency_p95=1e15), broken(0, 2**52, latency_p95=1e-300)):
+    for lie in (broken(2**52, 2**52, latency_p95=1e15), broken(0, 2**52, latency_p95=1e-3)):
         told = {"a": broken(12, latency_p95=14.0), **honest, "f": lie}
         assert read(Switch.LATENCY, sides(told, SLICE), 1).difference == pytest.approx(math.log(1.4))
         assert read(Switch.BREAKS, sides(told, SLICE), 1).difference == pytest.approx(0.01)
         # What it would do if it counted.
-        assert abs(read(Switch.LATENCY, sides(told, SLICE), 0).difference) > 6.0
+        assert abs(read(Switch.LATENCY, sides(told, SLICE), 0).difference) > 2.0
+    # And of one host whose word cannot be cut, no figure is beyond all bounds.
+    for ms in (1e15, 1e-3, 1e-300):
+        reading = read(Switch.LATENCY, sides({"a": health(latency_p95=ms), "b": health(latency_p95=1e15)}, SLICE), 1)
+        assert abs(reading.difference) < 50.0 or math.isnan(reading.difference)
+    assert read(Switch.BREAKS, sides({"a": broken(2**52, 1), "b": broken(0)}, SLICE), 1).difference == 1.0
     # Of two hosts neither can be told to be the liar: both count.
     pair = {"a": CALM, "b": health(latency_p95=10.0), "c": health(latency_p95=40.0)}
     assert read(Switch.LATENCY, sides(pair, SLICE), 1).difference == pytest.approx(math.log(0.5))

@@ -43,6 +43,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from mvps.surplus.latency_sketch import LEAST_MS
 from mvps.surplus.packets import HealthMinute, Kill
 from mvps.surplus.rollout import LEAST_BLOCKS, Blocks, welch
 
@@ -114,7 +115,9 @@ def sides(told: Mapping[str, HealthMinute], inside: Collection[str]) -> Sides:
 def read(switch: Switch, minute: Sides, outliers: int) -> Reading:
     """One minute of one switch. outliers: hosts of either side at either end that do not count."""
     if switch is Switch.LATENCY:
-        times = [[(math.log(one.latency_p95), 1) for one in side if one.latency_p95] for side in minute]
+        # A p95 below the sketch's least time is none, 0 included: its logarithm would outweigh everything.
+        told = [[one.latency_p95 or 0.0 for one in side] for side in minute]
+        times = [[(math.log(ms), 1) for ms in side if ms >= LEAST_MS] for side in told]
         (total, n), (others_total, m) = (_inner(side, outliers) for side in times)
         return Reading(total / n - others_total / m, 1.0, others_total / m) if n and m else _UNKNOWN
     if switch is Switch.BREAKS:
