@@ -53,12 +53,12 @@ _DAY = 1440
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--looks", type=int, default=0, help="per case (default 300, with --full 2000)")
+    parser.add_argument("--looks", type=int, default=0, help="per case (default 500, with --full 2000)")
     parser.add_argument("--soaks", type=int, default=0, help="of kill switches a case (default 60, with --full 300)")
 
 
 def run(arguments: argparse.Namespace) -> Result:
-    count = arguments.looks or (2000 if arguments.full else 300)
+    count = arguments.looks or (2000 if arguments.full else 500)
     details: dict[str, dict[str, float]] = {}
     closest = 0.0
     for phi in PHIS:

@@ -353,11 +353,8 @@ def _policy(arguments: argparse.Namespace) -> int:
         ladder = {rung.name: list(ACTIONS[rung]) for rung in Rung if rung is not Rung.NONE}
         document = {"policy": json.loads(render(policy)), "digest": digest(policy), "ladder": ladder}
         places = {name: [[step.stage, step.share, on] for step, on in one] for name, one in slices.items()}
-        print(
-            json.dumps(
-                document | {"highest": highest.name, "slices": places, "kill": dict(policy.rollout.kill)}, indent=2
-            )
-        )
+        document |= {"highest": highest.name, "slices": places, "kill": dict(policy.rollout.kill)}
+        print(json.dumps(document, indent=2))
         return exits.OK
     mode = "a dry run: nothing is done, and it is said what would be" if policy.dry_run else "in force"
     print(f"{policy.tenant}, version {policy.version}: {mode}")
@@ -376,11 +373,11 @@ def _policy(arguments: argparse.Namespace) -> int:
     print(f"rollout: {stages}; {policy.rollout.soak_minutes} minutes of soak before each next stage")
     kill = policy.rollout.kill
     limits = [
-        f"{words} {limit:+.4g}{unit}"
-        for words, limit, unit in (
-            ("p95 of the time per token", kill.latency and 100 * kill.latency, "%"),
-            ("minutes with an alert", kill.incidents and 100 * kill.incidents, "%"),
-            ("packets with lost structure", kill.breaks and 100 * kill.breaks, "% absolute"),
+        f"{words} {100.0 * limit:+.4g}%{kind}"
+        for words, limit, kind in (
+            ("p95 of the time per token", kill.latency, ""),
+            ("minutes with an alert", kill.incidents, ""),
+            ("packets with lost structure", kill.breaks, " absolute"),
         )
         if limit is not None
     ]
