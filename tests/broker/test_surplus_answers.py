@@ -67,6 +67,27 @@ def test_a_policy_says_where_it_stands() -> None:
     assert shown(killed).policy.stage == "shadow"
 
 
+def test_a_policy_says_how_near_its_kill_switches_are() -> None:
+    shadow = shown(after(239, latency_p95=10.0)).policy
+    assert [(one.name, one.blocks, one.shadow_blocks) for one in shadow.switches] == [
+        ("latency", 0, 0), ("incidents", 0, 0), ("breaks", 0, 0)
+    ]  # fmt: skip
+    young = shown(after(240 + 239)).policy
+    assert [(one.blocks, one.shadow_blocks, one.HasField("change")) for one in young.switches] == [
+        (0, 0, False), (3, 4, False), (3, 4, False)
+    ], "nobody said how long a token takes"  # fmt: skip
+    governed = after(240, latency_p95=10.0)
+    for minute in range(240, 480):
+        told = {
+            host: health(minute, latency_p95=12.0 if host in governed.inside(HOSTS) else 10.0, Xi=None)
+            for host in HOSTS
+        }
+        governed, _ = governed.minute(minute, told, HOSTS)
+    latency, incidents, _ = shown(governed).policy.switches
+    assert (latency.change, latency.limit, latency.blocks) == (pytest.approx(0.2), 0.25, 4)
+    assert (incidents.change, incidents.limit) == (0.0, pytest.approx(0.01))
+
+
 def test_lines_of_the_trail_leave_out_what_was_not_known() -> None:
     _, made = Governed.begin("acme", policy()).killed(1, "kim", "why")
     (line,) = changes([ChangeRow(5, made[0])])
@@ -82,9 +103,13 @@ def test_a_report_is_of_one_tenant(tmp_path: Path) -> None:
     for minute in range(first, first + 5):
         put_minute(history, minute, {"a": {"Xi": 0.7}})
         put_minute(history, minute, {"a": {}, "b": {}}, tenant="other")
+    governed, made = Governed.begin("acme", policy()).killed(first + 2, "kim", "why")
+    _, more = governed.released(first + 3, "kim", "why")
+    history.put_changes([ChangeRow((first + 2) * MINUTE_NS, made[0]), ChangeRow((first + 3) * MINUTE_NS, more[0])])
     until(lambda: history.status().waiting == 0)
     found = report(history, pb.GetSurplusReportRequest(tenant="acme", since_ns=first * MINUTE_NS))
     assert [(one.state, one.minutes) for one in found.duty] == [("Action", 5)]
     assert [one.host_minutes for one in found.hours] == [5]
     assert (found.bh1_minutes, found.bh2_minutes, list(found.unfounded_ns)) == (0, 3, [])
+    assert [(one.time_ns, one.why) for one in found.taken_back] == [((first + 2) * MINUTE_NS, "killed by kim: why")]
     history.close()

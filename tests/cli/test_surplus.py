@@ -223,10 +223,18 @@ def test_the_example_policy_is_one_that_can_be_used(tmp_path: Path, capsys: pyte
     assert "acme, version 1: a dry run" in said
     assert "routing: 3 providers, each at most 50%" in said
     assert "R6  FULL_ROLLBACK" in said
+    assert (
+        "taken back on BH-2 in the slice, or against the other hosts: p95 of the time per token +25%, "
+        "minutes with an alert +50%, packets with lost structure +0.5% absolute" in said
+    )
     assert main(["surplus", "policy", str(path), "--json"]) == exits.OK
     shown = json.loads(capsys.readouterr().out)
     assert shown["policy"] == json.loads(render(parse(path.read_bytes(), Policy)))
     assert shown["highest"] == "HUMAN_TAKEOVER"
+    assert shown["kill"] == {"latency": 0.25, "incidents": 0.5, "breaks": 0.005}
+    path.write_text(json.dumps(shown["policy"] | {"rollout": {"kill": dict.fromkeys(shown["kill"])}}))
+    assert main(["surplus", "policy", str(path)]) == exits.OK
+    assert "or against the other hosts: nothing else" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,10 @@ def test_from_engines_to_what_an_operator_reads_and_orders(fleet: Fleet, asked: 
     assert "operator_socket" in said
     code, said = asked("order", "acme", "stage", "canary", "--by", "kim", "--why", "small", operator=True)
     assert code == exits.OK
+    assert (
+        "acme, kill switches: latency not compared yet (0 known hours, 0 in shadow); incidents not compared yet"
+        in asked("fleet")[1]
+    )
     code, shown = asked("fleet", "--json")
     inside = shown["tenants"][0]["policy"]["slice"]
     assert len(inside) == 1
@@ -186,6 +190,7 @@ def test_from_engines_to_what_an_operator_reads_and_orders(fleet: Fleet, asked: 
     assert code == exits.OK, said
     # The second minute begins ahead of the real clock, which the question is bounded by.
     assert re.search(r"states: Green [12] min \(100.0%\)", said)
+    assert re.search(r"taken back at \S+ by kim: killed by kim: answers loop", said)
     assert asked("report", "acme", "--since", "3000d", "--json")[1]["leads"][0]["id"] == INCIDENT["id"]
     assert "nothing is stored of nobody" in asked("report", "nobody")[1]
     assert fleet.broker.metrics is not None

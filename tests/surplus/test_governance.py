@@ -163,6 +163,83 @@ def test_a_stage_that_was_ordered_without_a_shadow_has_nothing_to_be_compared_wi
     assert "too short in shadow" in governed.waiting
 
 
+def slower(governed: Governed, ms: float = 14.0, **changes: Any) -> dict[str, HealthMinute]:
+    """The slice takes so long a token, the other hosts 10 ms."""
+    inside = governed.inside(HOSTS)
+    return {host: health(**{"latency_p95": ms if host in inside else 10.0, **changes}) for host in HOSTS}
+
+
+FAST = {host: health(latency_p95=10.0) for host in HOSTS}
+LONG: dict[str, Any] = {"stage": "full", "canary": 0.2, "gradual": [0.5], "soak_minutes": 600}
+
+
+def test_a_kill_switch_takes_the_policy_back_within_a_soak() -> None:
+    governed, _ = walk(Governed.begin("acme", policy(rollout=LONG)), 600, FAST)
+    assert governed.step.stage is Stage.CANARY
+    governed, changes = walk(governed, 239, slower(governed), 600)
+    assert changes == []
+    governed, changes = walk(governed, 1, slower(governed), 839)
+    assert [(one.what, one.before, one.after, one.by) for one in changes] == [
+        ("stage", "canary", "shadow, held", BY_ITSELF)
+    ]
+    assert changes[0].why == (
+        "kill switch latency: p95 of the time per token +40.0% against the other hosts "
+        "(at least +40.00%, limit +25.00%)"
+    )
+    assert governed.held == changes[0].why
+    assert not governed.inside(HOSTS)
+    assert walk(governed, 1000, FAST, 840)[1] == []
+    governed, _ = governed.released(2000, "kim", "faster now")
+    assert stages(walk(governed, 600, FAST, 2000)[1]) == ["canary"], "and begins with a shadow of its own"
+
+
+def test_what_a_smaller_slice_did_does_not_count_for_a_larger_one() -> None:
+    governed, _ = walk(Governed.begin("acme", policy(rollout=LONG)), 1199, FAST)
+    assert {len(one.now.means) for one in governed.switches.watched.values()} == {9}
+    governed, changes = walk(governed, 1, FAST, 1199)
+    assert stages(changes) == ["gradual 50%"]
+    for one in governed.switches.watched.values():
+        assert (one.now.means, one.others.means) == ((), ())
+        assert [len(blocks.means) for blocks in one.before] == [10, 10, 0], "of every step but that of all hosts"
+
+
+def test_a_kill_switch_that_is_off_or_far_from_its_limit_does_not() -> None:
+    for limits, ms in (({"latency": None}, 14.0), ({"latency": 0.5}, 14.0), ({}, 12.0)):
+        governed, _ = walk(Governed.begin("acme", policy(rollout=LONG | {"kill": limits})), 600, FAST)
+        governed, changes = walk(governed, 599, slower(governed, ms), 600)
+        assert (governed.step.stage, changes) == (Stage.CANARY, [])
+
+
+def test_alerts_interrupt_a_soak_and_no_kill_switch() -> None:
+    # BH-1 everywhere: the soak never ends, but the slice is slower all the same.
+    governed, _ = walk(Governed.begin("acme", policy(rollout=LONG)), 600, FAST)
+    governed, _ = walk(governed, 240, slower(governed, bh1=True), 600)
+    assert governed.soaked == 0
+    assert "kill switch latency" in governed.held
+
+
+def test_kill_switches_outlive_a_restart_and_older_files_are_read() -> None:
+    governed, _ = walk(Governed.begin("acme", policy(rollout=LONG)), 600, FAST)
+    slow = slower(governed)
+    governed, _ = walk(governed, 3 * BLOCK_MINUTES, slow, 600)
+    kept = render(governed.standing)
+    again = Governed.restored(policy(rollout=LONG), parse(kept, Standing))
+    for switch, one in governed.switches.watched.items():
+        kept_one = again.switches.watched[switch]
+        for blocks, kept_blocks in zip((*one.before, one.now, one.others), (*kept_one.before, kept_one.now,
+                                       kept_one.others), strict=True):  # fmt: skip
+            assert kept_blocks.means == pytest.approx(blocks.means, abs=1e-6)
+    assert "kill switch latency" in walk(again, BLOCK_MINUTES, slow, 800)[0].held
+    older = {name: value for name, value in json.loads(kept).items() if name != "switches"}
+    again = Governed.restored(policy(rollout=LONG), parse(json.dumps(older).encode(), Standing))
+    assert again.at == 1, "the rollout goes on; its switches have nothing to compare with"
+    assert walk(again, 10 * BLOCK_MINUTES, slow, 800)[0].held == ""
+    broken = json.loads(kept)
+    broken["switches"]["latency"]["others"] = []
+    with pytest.raises(ValueError, match="every block of the slice"):
+        parse(json.dumps(broken).encode(), Standing)
+
+
 def test_what_outlives_a_restart_goes_on_where_it_was() -> None:
     governed, _ = walk(Governed.begin("acme", policy()), 300)
     standing = parse(render(governed.standing), Standing)

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from tests.surplus.cap_sample import HASH, cap
 
 from mvps.surplus.indicators import LEAST_MINUTES, Band, crp, ssi
+from mvps.surplus.latency_sketch import RELATIVE_ERROR
 from mvps.surplus.minutes import (
     AHEAD_NS,
     GRACE_NS,
+    LEAST_TIMED,
     MAX_TENANTS,
     MINUTE_NS,
     SILENT_MINUTES,
@@ -118,6 +120,29 @@ def test_variation_is_numpys_and_nothing_of_one_packet() -> None:
         tally.add(cap(START, latency_ms=ms, tokens=1))
     tally.add(cap(START, latency_ms=7.0, tokens=0))
     assert tally.timed == len(times)
+
+
+def test_a_minute_says_its_p95_of_the_time_per_token() -> None:
+    minutes = Minutes(START)
+    times = np.random.default_rng(2).lognormal(3.0, 1.0, 200)
+    minutes.take([cap(START, latency_ms=float(20.0 * ms)) for ms in times], START)
+    minutes.take([cap(START), cap(START, latency_ms=1e9, tokens=0)], START)  # neither has a time per token
+    (health,) = minutes.close_due(START + MINUTE_NS + GRACE_NS, [IDLE], HASH)
+    wanted = float(np.quantile(times, 0.95, method="inverted_cdf"))
+    assert health.latency_p95 == pytest.approx(wanted, rel=RELATIVE_ERROR)
+
+
+def test_of_too_few_packets_the_p95_is_not_known() -> None:
+    for count, known in ((LEAST_TIMED - 1, False), (LEAST_TIMED, True)):
+        minutes = Minutes(START)
+        minutes.take([cap(START, latency_ms=20.0)] * count, START)
+        (health,) = minutes.close_due(START + MINUTE_NS + GRACE_NS, [IDLE], HASH)
+        assert (health.latency_p95 is not None) is known
+        assert (b"latency_p95" in render(health)) is known
+    minutes = Minutes(START)
+    minutes.take([cap(START, latency_ms=1e15, tokens=1)] * LEAST_TIMED, START)
+    (health,) = minutes.close_due(START + MINUTE_NS + GRACE_NS, [IDLE], HASH)
+    assert health.latency_p95 == pytest.approx(1e15, rel=RELATIVE_ERROR)
 
 
 def test_stress_is_the_largest_flow_and_what_is_not_known_is_left_out() -> None:

@@ -22,6 +22,7 @@ from mvps.surplus.packets import (
     FallbackCause,
     HealthMinute,
     Incident,
+    Kill,
     PacketError,
     Policy,
     State,
@@ -91,6 +92,7 @@ HEALTH: dict[str, Any] = {
     "fallbacks": {"off": 3},
     "kl_sum": 4.5,
     "cap_head": HASH,
+    "latency_p95": 12.5,
 }
 POLICY: dict[str, Any] = {
     "schema": "policy.v1",
@@ -127,6 +129,7 @@ POLICY: dict[str, Any] = {
         "soak_minutes": 1440,
         "margin": 0.05,
         "killed": False,
+        "kill": {"latency": 0.3, "incidents": None, "breaks": 0.01},
     },
     "outliers": 1,
     "dry_run": True,
@@ -401,6 +404,25 @@ def test_a_policy_of_a_class_names_its_tenants_and_an_old_one_is_still_read() ->
     assert read(OLD_POLICY).rollout.stage == "shadow"
 
 
+def test_what_came_later_says_nothing_while_it_has_its_default() -> None:
+    # Agents and brokers from before refuse fields that they do not know, and a rollout under way goes by its digest.
+    older = {key: value for key, value in HEALTH.items() if key != "latency_p95"}
+    assert json.loads(render(read(older))) == older
+    assert read(older).latency_p95 is None
+    rollout = {key: value for key, value in POLICY["rollout"].items() if key != "kill"}
+    policy = read({**POLICY, "rollout": rollout})
+    assert json.loads(render(policy))["rollout"] == rollout
+    assert policy.rollout.kill == Kill(latency=0.25, incidents=0.5, breaks=0.005)
+    assert digest(policy) == digest(read({**POLICY, "rollout": {**rollout, "kill": {}}})) != digest(read(POLICY))
+    # As the version before kill switches had it.
+    assert digest(read(OLD_POLICY)) == "sha256:5a5cac8bcf4cd805208f4641b41a9d4ad3ef6ee745032f3c7209ba1c862a3f62"
+
+
+def test_a_minute_says_how_many_packets_lost_their_structure() -> None:
+    assert read(HEALTH).broken == 0
+    assert read({**HEALTH, "fallbacks": {"structure": 4, "off": 3}}).broken == 4
+
+
 def test_the_digest_of_a_policy_does_not_depend_on_who_was_handed_it() -> None:
     policy = read(POLICY)
     assert digest(policy) == digest(read({**POLICY, "issue": None}))
@@ -421,6 +443,9 @@ def test_the_digest_of_a_policy_does_not_depend_on_who_was_handed_it() -> None:
         ("rollout", {"gradual": [0.25, 0.25]}, "grow"),
         ("rollout", {"gradual": [0.05]}, "grow"),
         ("rollout", {"stage": "everywhere"}, "Input should be"),
+        ("rollout", {"kill": {"breaks": 1.5}}, "rollout.kill.breaks: Input should be less"),
+        ("rollout", {"kill": {"latency": 0.0}}, "rollout.kill.latency: Input should be greater"),
+        ("rollout", {"kill": {"errors": 0.1}}, "rollout.kill.errors: Extra inputs"),
         ("ladder", {"highest": 5}, "less than or equal to 4"),
         ("issue", {"expires_at": "2025-09-07T12:34:00Z"}, "expires before"),
     ],

@@ -75,6 +75,19 @@ def test_blocks_are_means_of_whole_hours_that_are_known(values: list[float], mos
     assert running.means == pytest.approx(wanted[-most:])
 
 
+@given(st.lists(st.tuples(st.floats(-1.0, 1.0), st.floats(0.0, 5.0)), min_size=BLOCK_MINUTES, max_size=BLOCK_MINUTES))
+def test_minutes_weigh_in_a_block_and_what_has_no_weight_is_not_known(minutes: list[tuple[float, float]]) -> None:
+    running = Blocks(3)
+    for value, weight in minutes:
+        running = running.added(value, weight)
+    known = [(value, weight) for value, weight in minutes if weight > 0.0]
+    if 2 * len(known) < BLOCK_MINUTES:
+        assert running.means == ()
+    else:
+        values, weights = np.array(known).T
+        assert running.means == pytest.approx((np.average(values, weights=weights),))
+
+
 def test_the_bounds_are_those_of_welchs_t() -> None:
     rng = np.random.default_rng(1)
     before, now = rng.normal(0.0, 0.05, 12), rng.normal(0.03, 0.1, 9)

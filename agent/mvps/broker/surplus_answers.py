@@ -13,7 +13,7 @@ from mvps.broker.history import History
 from mvps.broker.surplus_tables import ChangeRow
 from mvps.broker.surplus_watch import SurplusWatch, TenantView
 from mvps.surplus.fleet_health import state_of
-from mvps.surplus.governance import Governed
+from mvps.surplus.governance import TAKEN_BACK, Governed
 from mvps.surplus.indicators import Band
 from mvps.surplus.minutes import MINUTE_NS
 from mvps.surplus.packets import digest
@@ -79,6 +79,11 @@ def _policy(governed: Governed, inside: Iterable[str]) -> pb.SurplusPolicy:
         message.verdict = found.verdict.value
         if math.isfinite(found.change):
             message.change, message.low, message.high = found.change, found.low, found.high
+    for switch, watched in governed.switches.watched.items():
+        shadow = len(watched.before[governed.at - 1].means) if governed.at else 0
+        shown = message.switches.add(name=switch.value, blocks=len(watched.now.means), shadow_blocks=shadow)
+        if (look := governed.switches.looks.get(switch)) is not None:
+            shown.change, shown.low, shown.limit = look.change, look.low, look.limit
     return message
 
 
@@ -124,6 +129,7 @@ def report(history: History, request: pb.GetSurplusReportRequest) -> pb.GetSurpl
         leads = surplus_queries.leads(connection, since_ns, now_ns)
         alerts = surplus_queries.raised(connection, tenant, since_ns, now_ns)
         unfounded = surplus_queries.unfounded(connection, tenant, since_ns, now_ns)
+    trail = history.changes(tenant=tenant, since_ns=since_ns, limit=MAX_HISTORY_ROWS)
     return pb.GetSurplusReportResponse(
         duty=[
             pb.SurplusDuty(state=one.state, minutes=one.minutes, share=one.share)
@@ -151,4 +157,5 @@ def report(history: History, request: pb.GetSurplusReportRequest) -> pb.GetSurpl
         bh1_minutes=sum(one.bh1 for one in alerts),
         bh2_minutes=sum(one.bh2 for one in alerts),
         unfounded_ns=unfounded[-MAX_HISTORY_ROWS:],
+        taken_back=changes(row for row in trail if row.change.after == TAKEN_BACK),
     )

@@ -46,7 +46,7 @@ _AHEAD_NS: Final = 10 * 10**9
 _LOOK_S: Final = 1.0
 _READ_POLICIES_NS: Final = 10 * 10**9
 _MAX_BEHIND: Final = 10  # minutes that are made up for; beyond them they are skipped and counted
-_MAX_FILE_BYTES: Final = 16 << 20
+_MAX_FILE_BYTES: Final = 64 << 20  # 1024 tenants with soaks of a week and five steps have some 40 MB
 _MOST_HANDED_BYTES: Final = 60 * 1024
 _NAME_BYTES: Final = sealed_health.NAME.encode()
 

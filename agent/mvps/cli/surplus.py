@@ -353,7 +353,8 @@ def _policy(arguments: argparse.Namespace) -> int:
         ladder = {rung.name: list(ACTIONS[rung]) for rung in Rung if rung is not Rung.NONE}
         document = {"policy": json.loads(render(policy)), "digest": digest(policy), "ladder": ladder}
         places = {name: [[step.stage, step.share, on] for step, on in one] for name, one in slices.items()}
-        print(json.dumps(document | {"highest": highest.name, "slices": places}, indent=2))
+        document |= {"highest": highest.name, "slices": places, "kill": dict(policy.rollout.kill)}
+        print(json.dumps(document, indent=2))
         return exits.OK
     mode = "a dry run: nothing is done, and it is said what would be" if policy.dry_run else "in force"
     print(f"{policy.tenant}, version {policy.version}: {mode}")
@@ -370,6 +371,17 @@ def _policy(arguments: argparse.Namespace) -> int:
     print(f"kept for {policy.privacy.retention_days} days")
     stages = ", ".join(f"{step.stage.value} {step.share:.0%}" for step in steps(policy.rollout))
     print(f"rollout: {stages}; {policy.rollout.soak_minutes} minutes of soak before each next stage")
+    kill = policy.rollout.kill
+    limits = [
+        f"{words} {100.0 * limit:+.4g}%{kind}"
+        for words, limit, kind in (
+            ("p95 of the time per token", kill.latency, ""),
+            ("minutes with an alert", kill.incidents, ""),
+            ("packets with lost structure", kill.breaks, " absolute"),
+        )
+        if limit is not None
+    ]
+    print(f"taken back on BH-2 in the slice, or against the other hosts: {', '.join(limits) or 'nothing else'}")
     if policy.tenants:
         print(f"tenants of the class: {', '.join(policy.tenants)}")
     for tenant, places_of in slices.items():

@@ -109,6 +109,9 @@ def _fleet(arguments: argparse.Namespace) -> int:
     if state.tenants:
         heads = ("tenant", "state", "Xi", "SSE", "alerts", "hosts", "lambda", "policy", "rung", "stage", "soak")
         print(view.table([heads, *(_row(one) for one in state.tenants)]))
+        for one in state.tenants:
+            if one.policy.share:
+                print(f"{one.tenant}, kill switches: {_switches(one.policy)}")
     else:
         print("no host has told of a tenant yet")
     refused = {cause: count for cause, count in sorted(state.health.items()) if count and cause != "taken"}
@@ -154,6 +157,17 @@ def _policy_cells(policy: SurplusPolicy) -> tuple[str, ...]:
         f"{stage}, held" if policy.held else stage,
         soak,
     )
+
+
+def _switches(policy: SurplusPolicy) -> str:
+    """How near each is to firing; those that cannot are named."""
+    said = []
+    for one in policy.switches:
+        if one.HasField("change"):
+            said.append(f"{one.name} {one.change:+.2%} of {one.limit:+.2%}")
+        else:
+            said.append(f"{one.name} not compared yet ({one.blocks} known hours, {one.shadow_blocks} in shadow)")
+    return "; ".join(said) or "all off but BH-2"
 
 
 def _audit(arguments: argparse.Namespace) -> int:
@@ -205,6 +219,8 @@ def _report(arguments: argparse.Namespace) -> int:
         for one in found.hours
     ]
     print(view.table([heads, *rows]))
+    for change in found.taken_back:
+        print(f"taken back at {utc(change.time_ns)} by {change.who}: {change.why}")
     for at_ns in found.unfounded_ns:
         print(f"! the stored Xi of the minute {utc(at_ns)} does not follow from what hosts said")
     return code

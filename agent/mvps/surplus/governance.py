@@ -7,8 +7,9 @@ Two machines side by side, both a step a minute, both pure:
   (:mod:`mvps.surplus.fleet_health`);
 - the **rollout** (:mod:`mvps.surplus.rollout`). It begins in shadow and goes one step further after a soak in which no
   alert was raised and whose comparison says "no worse", at most to the policy's own stage. It is back in shadow at once
-  when more hosts of the slice than its outliers raise BH-2, at the end of a soak that says "worse", when it is killed
-  and with R6; from there it takes an operator's release. A soak that an alert interrupts begins anew.
+  when more hosts of the slice than its outliers raise BH-2, at the end of an hour at which another kill switch fires
+  (:mod:`mvps.surplus.kill_switches`), at the end of a soak that says "worse", when it is killed and with R6; from there
+  it takes an operator's release. A soak that an alert interrupts begins anew.
 
 A new version of a policy begins in shadow. Nothing is in force while ``dry_run`` holds: then both machines move, and
 say what would have been. Every change is a ``Change`` with who, why, when and the metrics before it.
@@ -27,16 +28,18 @@ from datetime import datetime, timedelta
 from typing import Annotated, Final
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mvps.surplus.fleet_health import TenantMinute, combine, limits_of, more_than_outliers, state_of
 from mvps.surplus.indicators import Band, Health
+from mvps.surplus.kill_switches import KillSwitches, Watched
 from mvps.surplus.packets import (
     MAX_LINE_BYTES,
     Caps,
     Hash,
     HealthMinute,
     Issue,
+    Kill,
     Name,
     Packet,
     PacketError,
@@ -73,6 +76,8 @@ LASTS: Final = timedelta(minutes=5)
 _SOFT_EXIT_MINUTES: Final = 5
 _UNKNOWN: Final = Health(math.nan, math.nan, math.nan, math.nan, Band.GREEN, False, False)
 BY_ITSELF: Final = "broker"
+# What a stage becomes where a policy is taken back.
+TAKEN_BACK: Final = "shadow, held"
 _KILLED_IN_FILE: Final = "killed in the policy"
 
 
@@ -105,6 +110,7 @@ class Governed:
     at: place in the policy's ``steps``. soaked: minutes of the present soak. held: "" or why it stays in shadow until
     an operator releases it. before: blocks of each step's slice in shadow, now: of the present slice since it is in
     force. last: the tenant's latest minute. comparison: the latest. waiting: "" or why the last soak led nowhere.
+    switches: what they were in shadow, and since the policy is in force on the present slice.
     """
 
     tenant: str
@@ -118,6 +124,7 @@ class Governed:
     last: TenantMinute | None = None
     comparison: Comparison | None = None
     waiting: str = ""
+    switches: KillSwitches = field(default_factory=lambda: KillSwitches.begin(Kill(), 0, 1, 0))
 
     @classmethod
     def begin(cls, tenant: str, policy: Policy, rung: Rung = Rung.NONE, held: str = "") -> Governed:
@@ -136,13 +143,22 @@ class Governed:
             return begun
         most = begun.now.most
         return replace(
-            begun, at=standing.at, before=tuple(Blocks(most, tuple(means[-most:])) for means in standing.before)
+            begun,
+            at=standing.at,
+            before=tuple(_blocks(most, means) for means in standing.before),
+            switches=_restored(begun.switches, standing.switches, most),
         )
 
     @property
     def standing(self) -> Standing:
         """What outlives a restart."""
-        before = [[round(mean, 6) for mean in one.means] for one in self.before]
+        before = [_rounded(one) for one in self.before]
+        switches = {
+            switch.value: SwitchStanding(
+                before=[_rounded(blocks) for blocks in one.before], now=_rounded(one.now), others=_rounded(one.others)
+            )
+            for switch, one in self.switches.watched.items()
+        }
         return Standing(
             tenant=self.tenant,
             digest=digest(self.policy),
@@ -150,6 +166,7 @@ class Governed:
             at=self.at,
             held=self.held[:1000],
             before=before,
+            switches=switches,
         )
 
     @property
@@ -285,12 +302,18 @@ class Governed:
         raised = [told[host].bh2 for host in inside if host in told]
         if self.at and more_than_outliers(raised, policy.outliers):
             return self._back(minute, f"BH-2 on {sum(raised)} of {len(raised)} hosts of the slice", BY_ITSELF)
-        if self.held or self.health.bh1 or self.health.bh2:
-            # Not what a tenant is like when it is well, and no soak either.
+        if self.held:
             return replace(self, soaked=0, now=Blocks(self.now.most)), None
-        after = replace(self, soaked=self.soaked + 1)
+        slices = [slice_of(hosts, self.tenant, policy.version, step.share) for step in every[1:]] if not self.at else []
+        switches = self.switches.in_force(self.at, told, inside) if self.at else self.switches.shadowed(told, slices)
+        after = replace(self, switches=switches)
+        if (look := switches.fired) is not None:
+            return after._back(minute, f"kill switch {look.switch.value}: {look}", BY_ITSELF)
+        if self.health.bh1 or self.health.bh2:
+            # Not what a tenant is like when it is well, and no soak either.
+            return replace(after, soaked=0, now=Blocks(self.now.most)), None
+        after = replace(after, soaked=self.soaked + 1)
         if self.at == 0:
-            slices = [slice_of(hosts, self.tenant, policy.version, step.share) for step in every[1:]]
             pairs = zip(self.before, slices, strict=True)
             after = replace(after, before=tuple(one.added(difference(told, those)) for one, those in pairs))
         else:
@@ -327,11 +350,12 @@ class Governed:
         change = self._change(minute, "stage", names[self.at], names[at], why, by)
         if at == 0:
             return _fresh(self), [change]
-        return replace(self, at=at, soaked=0, now=Blocks(self.now.most), waiting=""), [change]
+        blank = Blocks(self.now.most)
+        return replace(self, at=at, soaked=0, now=blank, waiting="", switches=self.switches.moved()), [change]
 
     def _back(self, minute: int, why: str, by: str) -> tuple[Governed, Change]:
         """To shadow, and held there."""
-        change = self._change(minute, "stage", _shown(self.step), "shadow, held", why, by)
+        change = self._change(minute, "stage", _shown(self.step), TAKEN_BACK, why, by)
         return _fresh(replace(self, held=why)), change
 
     def _of(self, moved: Transition) -> Change:
@@ -358,15 +382,36 @@ class Governed:
         )
 
 
+_Means = Annotated[list[float], Field(max_length=1000)]
+
+
+class SwitchStanding(Packet):
+    """Blocks of one kill switch: in shadow by step, since the policy is in force, and the other hosts' level."""
+
+    before: Annotated[list[_Means], Field(max_length=16)]
+    now: _Means
+    others: _Means
+
+    @model_validator(mode="after")
+    def _paired(self) -> SwitchStanding:
+        if len(self.now) != len(self.others):
+            raise ValueError("every block of the slice has one of the other hosts")
+        return self
+
+
 class Standing(Packet):
-    """What of one tenant outlives a restart of the broker. before: means of the blocks in shadow, by step."""
+    """What of one tenant outlives a restart of the broker. before: means of the blocks in shadow, by step.
+
+    switches: by name; empty in what brokers kept before they had any.
+    """
 
     tenant: Name
     digest: Hash
     rung: Annotated[int, Field(ge=-1, le=6)]
     at: Annotated[int, Field(ge=0, le=16)]
     held: Annotated[str, Field(max_length=1000)]
-    before: Annotated[list[Annotated[list[float], Field(max_length=1000)]], Field(max_length=16)]
+    before: Annotated[list[_Means], Field(max_length=16)]
+    switches: Annotated[dict[Name, SwitchStanding], Field(default_factory=dict, max_length=16)]
 
 
 def policy_from(data: bytes, *, toml: bool = False) -> Policy:
@@ -410,8 +455,29 @@ def _fresh(governed: Governed) -> Governed:
     """In shadow, with nothing soaked."""
     rollout = governed.policy.rollout
     most = math.ceil(rollout.soak_minutes / BLOCK_MINUTES)
-    before = (Blocks(most),) * (len(steps(rollout)) - 1)
-    return replace(governed, at=0, soaked=0, before=before, now=Blocks(most), waiting="")
+    beyond = len(steps(rollout)) - 1
+    switches = KillSwitches.begin(rollout.kill, beyond, most, governed.policy.outliers)
+    before = (Blocks(most),) * beyond
+    return replace(governed, at=0, soaked=0, before=before, now=Blocks(most), waiting="", switches=switches)
+
+
+def _rounded(blocks: Blocks) -> list[float]:
+    return [round(mean, 6) for mean in blocks.means]
+
+
+def _blocks(most: int, means: list[float]) -> Blocks:
+    return Blocks(most, tuple(means[-most:]))
+
+
+def _restored(switches: KillSwitches, standing: Mapping[str, SwitchStanding], most: int) -> KillSwitches:
+    """With the blocks that were kept; a switch of which none were has none until the next shadow."""
+    watched = dict(switches.watched)
+    for switch, fresh in switches.watched.items():
+        kept = standing.get(switch.value)
+        if kept is not None and len(kept.before) == len(fresh.before):
+            before = tuple(_blocks(most, means) for means in kept.before)
+            watched[switch] = Watched(before, _blocks(most, kept.now), _blocks(most, kept.others))
+    return replace(switches, watched=watched)
 
 
 def _first(moved: tuple[Governed, list[Change]]) -> tuple[Governed, Change]:

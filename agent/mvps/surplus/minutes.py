@@ -11,6 +11,9 @@
 Which measure stands for which part is ours: the text names the parts only. The phase is taken as it is, the others
 through ``indicators.ssi``. A flow that is not known is left out; SSI* is the largest of the others.
 
+Beside the indicators a minute says the p95 of the packets' time per token (:mod:`mvps.surplus.latency_sketch`), where
+at least ``LEAST_TIMED`` packets tell it: of fewer the 95 % quantile is their largest.
+
 A packet belongs to the minute of its own time, [bucket, bucket + 60 s). A minute is closed ``GRACE_NS`` after its end,
 so that what was under way still counts; what comes later, or lies ahead of the host's clock, or belongs to one tenant
 too many, is refused and counted. Time comes in as an argument: the same packets at the same times give the same bytes.
@@ -28,6 +31,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from mvps.surplus.indicators import Band, Health, Minute, TenantBaseline, Watch, crp, ssi
+from mvps.surplus.latency_sketch import LatencySketch
 from mvps.surplus.lookahead import Triggers
 from mvps.surplus.packets import Cap, FallbackCause, HealthMinute, State
 from mvps.surplus.schedule import Schedule
@@ -38,6 +42,7 @@ AHEAD_NS: Final = 2 * 10**9
 MAX_TENANTS: Final = 32
 # After so many minutes without a packet a tenant is forgotten, and its place free.
 SILENT_MINUTES: Final = 60
+LEAST_TIMED: Final = 20
 REFUSED: Final = ("late", "ahead", "tenants", "clock_step", "spread", "kl_sum")
 PHASES: Final = {"BAU": 0.0, "WATCH": 1.0 / 3.0, "ALARM": 2.0 / 3.0, "CRITICAL": 1.0}
 
@@ -97,6 +102,7 @@ class Tally:
     timed: int = 0
     mean_ms: float = 0.0
     squares: float = 0.0
+    latency: LatencySketch = field(default_factory=LatencySketch)
 
     def add(self, cap: Cap) -> None:
         """One packet more."""
@@ -112,6 +118,12 @@ class Tally:
             off = each - self.mean_ms
             self.mean_ms += off / self.timed
             self.squares += off * (each - self.mean_ms)
+            self.latency.add(each)
+
+    @property
+    def latency_p95(self) -> float:
+        """ms a token; NaN of fewer than ``LEAST_TIMED`` packets."""
+        return self.latency.quantile(0.95) if self.timed >= LEAST_TIMED else math.nan
 
     @property
     def variation(self) -> float:
@@ -322,6 +334,7 @@ class Minutes:
                 "fallbacks": tally.fallbacks,
                 "kl_sum": min(tally.kl_sum, _LARGEST),
                 "cap_head": heads,
+                "latency_p95": _known(min(tally.latency_p95, _LARGEST)),
             }
         )
         return tenant.health

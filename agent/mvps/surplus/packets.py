@@ -28,7 +28,17 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 MAX_LINE_BYTES = 8192
 _CHAIN_DOMAIN = b"mvps/surplus/chain.v1\x00"
@@ -173,7 +183,9 @@ class Cap(Packet):
 class HealthMinute(Packet):
     """Health of one tenant over one minute: ``health.v1``.
 
-    cap_head: ``heads_digest`` of all chains on its host, as they stood when the minute was closed.
+    cap_head: ``heads_digest`` of all chains on its host, as they stood when the minute was closed. latency_p95: of the
+    packets' time per token in ms, within 1 % (``latency_sketch``); None where too few packets said it, and then it is
+    left out of the line, as it is by older agents.
     """
 
     kind: Literal["health.v1"] = Field("health.v1", alias="schema")
@@ -196,6 +208,16 @@ class HealthMinute(Packet):
     fallbacks: dict[FallbackCause, Count] = Field(default_factory=dict)
     kl_sum: Amount = 0.0
     cap_head: Hash
+    latency_p95: Amount | None = None
+
+    @model_serializer(mode="wrap")
+    def _known(self, render: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _less_default(render(self), "latency_p95", self.latency_p95 is None)
+
+    @property
+    def broken(self) -> int:
+        """Packets whose structure was lost."""
+        return self.fallbacks.get(FallbackCause.STRUCTURE, 0)
 
 
 class Caps(Packet):
@@ -315,11 +337,25 @@ class Stage(StrEnum):
     FULL = "full"
 
 
+class Kill(Packet):
+    """How much worse than the other hosts the slice may become before the policy is taken back; null: no such switch.
+
+    latency: of the p95 of the time per token, as a share of it. incidents: of the share of host minutes with BH-1 or
+    BH-2, as a share of that of the other hosts. breaks: of the share of packets whose structure was lost, absolute.
+    """
+
+    latency: Annotated[float, Field(gt=0.0, le=100.0)] | None = 0.25
+    incidents: Annotated[float, Field(gt=0.0, le=100.0)] | None = 0.5
+    breaks: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.005
+
+
 class Rollout(Packet):
     """How a policy comes into force.
 
     stage: how far it goes by itself. canary, gradual: shares of the hosts. soak_minutes: time in a stage before the
-    next. margin: of Xi, by which the slice must be shown not to be worse. killed: it stays in shadow.
+    next. margin: of Xi, by which the slice must be shown not to be worse. killed: it stays in shadow. kill: limits of
+    the switches that take it back; left out of a rendered policy while they are the text's, so that its digest stays
+    what it was and older agents read it.
     """
 
     stage: Stage = Stage.SHADOW
@@ -328,6 +364,11 @@ class Rollout(Packet):
     soak_minutes: Annotated[int, Field(ge=240, le=10_080)] = 1440
     margin: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
     killed: bool = False
+    kill: Kill = Kill()
+
+    @model_serializer(mode="wrap")
+    def _set(self, render: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _less_default(render(self), "kill", self.kill == Kill())
 
     @model_validator(mode="after")
     def _growing(self) -> Rollout:
@@ -616,6 +657,13 @@ def checked_name(name: str) -> str:
     if not re.fullmatch(_NAME, name):
         raise PacketError("a name has 1 to 64 letters, digits and . _ : / -, and begins with one of the first two")
     return name
+
+
+def _less_default(fields: dict[str, Any], name: str, left_out: bool) -> dict[str, Any]:
+    """Without a field that came later, while it says nothing: readers from before refuse what they do not know."""
+    if left_out:
+        fields.pop(name, None)
+    return fields
 
 
 def _where(chain: Chain, length: int) -> str:

@@ -17,7 +17,7 @@ of a soak:
 
 so that a policy that makes Xi worse by the margin advances in one look of twenty, and one that changes nothing is sent
 back in one of a hundred, as far as blocks are independent; tests/surplus/test_rollout.py measures both where they
-are not quite.
+are not quite. Kill switches look at each block's end (:mod:`mvps.surplus.kill_switches`).
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def difference(told: Mapping[str, HealthMinute], inside: Collection[str]) -> flo
 class Blocks:
     """Differences so far as means of whole blocks of minutes: the last ``most`` of them, and the block that runs.
 
-    A block of which less than half is known is left out.
+    A block of which less than half is known is left out. weights: of its known minutes so far.
     """
 
     most: int
@@ -116,31 +116,49 @@ class Blocks:
     minutes: int = 0
     known: int = 0
     total: float = 0.0
+    weights: float = 0.0
 
-    def added(self, value: float) -> Blocks:
-        """With one minute more; NaN: not known."""
-        minutes = self.minutes + 1
-        known, total = (self.known + 1, self.total + value) if math.isfinite(value) else (self.known, self.total)
-        if minutes < BLOCK_MINUTES:
-            return replace(self, minutes=minutes, known=known, total=total)
-        means = (*self.means, total / known)[-self.most :] if 2 * known >= BLOCK_MINUTES else self.means
-        return Blocks(self.most, means)
+    def added(self, value: float, weight: float = 1.0) -> Blocks:
+        """With one minute more; NaN, or no weight: not known."""
+        one = replace(self, minutes=self.minutes + 1)
+        if math.isfinite(value) and weight > 0.0:
+            one = replace(one, known=one.known + 1, total=one.total + weight * value, weights=one.weights + weight)
+        if one.minutes < BLOCK_MINUTES:
+            return one
+        whole = 2 * one.known >= BLOCK_MINUTES
+        return Blocks(self.most, (*self.means, one.total / one.weights)[-self.most :] if whole else self.means)
 
 
-def compare(before: Sequence[float], now: Sequence[float], margin: float) -> Comparison:
-    """Whether a slice is worse than it was, by the means of its blocks in shadow and since."""
-    if min(len(before), len(now)) < LEAST_BLOCKS:
-        return Comparison(Verdict.OPEN, math.nan, math.nan, math.nan)
-    from scipy import special  # only brokers compare, and an agent's package has no scipy
+class Change(NamedTuple):
+    """Difference of two sides' means, its standard error and Welch's degrees of freedom."""
 
-    change = float(np.mean(now) - np.mean(before))
+    mean: float
+    error: float
+    freedom: float
+
+    def quantile(self, share: float) -> float:
+        """Upper bound of that one-sided confidence."""
+        from scipy import special  # only brokers compare, and an agent's package has no scipy
+
+        return self.mean + float(special.stdtrit(self.freedom, share)) * self.error
+
+
+def welch(before: Sequence[float], now: Sequence[float]) -> Change:
+    """From the means of blocks, at least two on either side."""
     parts = [float(np.var(side, ddof=1)) / len(side) for side in (before, now)]
     error = math.sqrt(sum(parts))
     freedom = 1.0
     if error > 0.0:
         shares = [part / sum(parts) for part in parts]
         freedom = 1.0 / sum(s * s / (len(side) - 1) for s, side in zip(shares, (before, now), strict=True))
-    low = change - float(special.stdtrit(freedom, _WORSE)) * error
-    high = change + float(special.stdtrit(freedom, _NO_WORSE)) * error
+    return Change(float(np.mean(now) - np.mean(before)), error, freedom)
+
+
+def compare(before: Sequence[float], now: Sequence[float], margin: float) -> Comparison:
+    """Whether a slice is worse than it was, by the means of its blocks in shadow and since."""
+    if min(len(before), len(now)) < LEAST_BLOCKS:
+        return Comparison(Verdict.OPEN, math.nan, math.nan, math.nan)
+    change = welch(before, now)
+    low, high = change.quantile(1.0 - _WORSE), change.quantile(_NO_WORSE)
     verdict = Verdict.NO_WORSE if high < margin else Verdict.WORSE if low > 0.0 else Verdict.OPEN
-    return Comparison(verdict, change, low, high)
+    return Comparison(verdict, change.mean, low, high)
