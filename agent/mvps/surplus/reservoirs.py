@@ -150,7 +150,8 @@ class Reservoir:
 
     def fixed_points(self, load: float) -> FixedPoints:
         """All fixed points in [0, K], the limits themselves included where the drift pushes against them."""
-        grid = np.linspace(0.0, self.capacity, _GRID + 1)
+        # Denser towards 0, where an empty stock and the unstable point beside it may lie close together.
+        grid = self.capacity * np.linspace(0.0, 1.0, _GRID + 1) ** 2
         inner = _roots(lambda r: self.drift(r, load), grid)
         points = inner[(inner > 0.0) & (inner < self.capacity)].tolist()
         slopes = (self.gamma * _hill_slope(np.array(points), self.theta, self.h) - self.leak).tolist()
