@@ -39,8 +39,9 @@ def build(release: str, folder: Path, commit: str = "") -> list[Path]:
 
 
 def install(machine: Machine, packages: str = "/mnt/*.deb") -> None:
-    """Install packages that lie in the machine; there is no network to take anything else from."""
-    machine.must(f"apt-get install -y --no-install-recommends {packages}")
+    """Install packages that lie in the machine; there is no network to take anything else from. Settings that were
+    changed stay, as docs/operations.md has it for an upgrade without questions."""
+    machine.must(f"apt-get install -y --no-install-recommends -o Dpkg::Options::=--force-confold {packages}")
 
 
 def set_up(machine: Machine) -> None:
