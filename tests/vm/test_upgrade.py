@@ -48,8 +48,8 @@ def test_what_waited_on_disk_arrives_once_after_the_upgrade(running: Machine) ->
     running.until("mvps status | grep -E '^  kernel +BAU'")
     settings = running.must("cat /etc/mvps/agent.toml")
     running.must("systemctl stop mvps-broker")
-    before = int(status(running)["stream"].get("spooled", 0))
     running.until(SPOOLED)
+    waiting = int(status(running)["stream"]["spooled"])
     running.must("systemctl stop mvps-agent")
     install(running, "$(ls /mnt/*.deb | grep -v '~git')")
     assert not any("~git" in version for version in versions(running))
@@ -57,7 +57,7 @@ def test_what_waited_on_disk_arrives_once_after_the_upgrade(running: Machine) ->
     assert running.must("cat /etc/mvps/agent.toml") == settings
     running.must("systemctl start mvps-agent")
     stream = status(running)["stream"]
-    assert int(stream["recovered"]) >= 3 > before
+    assert int(stream["recovered"]) >= waiting >= 3
     # What was learned counts on. Where a signal is measured otherwise now, that is said, and learned anew.
     said = running.run("journalctl -u mvps-agent --no-pager | grep -o 'baseline_refused surface=[a-z]*'").out
     refused = {line.rpartition("=")[2] for line in said.splitlines()}
