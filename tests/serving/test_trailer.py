@@ -203,7 +203,7 @@ def test_nothing_is_sent_of_a_surface_that_is_gone_or_an_agent_that_is_silent(
 
 def test_an_agent_that_comes_later_is_found_and_close_ends_at_once(tmp_path: Path) -> None:
     watch = CoherenceWatch(f"{tmp_path}/agent.sock", "ai.chat").start()
-    until(lambda: watch.problem not in ("", "not connected yet"))
+    until(lambda: "agent.sock does not answer" in watch.problem)
     agent = Agent()
     server = grpc.server(futures.ThreadPoolExecutor(1))
     local_pb2_grpc.add_LocalServicer_to_server(agent, server)

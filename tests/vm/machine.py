@@ -83,6 +83,8 @@ class Machine:
             [
                 *("nice", "-n", "10", "qemu-system-x86_64", "-nodefaults", "-display", "none", "-nic", "none"),
                 # A processor without AVX: QEMU 7.2 emulates it wrongly (a sort of numpy ends in a segmentation fault).
+                # In one thread: with one per processor a guest of 6.12 died of an int3 while programs were attached,
+                # which makes a kernel rewrite code that another processor may be running.
                 *("-accel", "tcg,thread=single", "-cpu", "Nehalem", "-smp", "2", "-m", str(memory_mib)),
                 *("-kernel", f"{image}.vmlinuz", "-initrd", f"{image}.initrd"),
                 *("-append", "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0"),

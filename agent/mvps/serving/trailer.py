@@ -91,7 +91,11 @@ class CoherenceWatch:
                         failures = 0
                         self._take(update)
             except grpc.RpcError as error:
-                self._problem = error.details() or error.code().name.lower()
+                told = error.details() or error.code().name.lower()
+                self._problem = (
+                    f"the agent at {self._path} does not answer ({told}): systemctl status mvps-agent; "
+                    "this process's user has to be in the socket's group"
+                )
             self._stopping.wait(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)])
             failures += 1
 
