@@ -15,15 +15,16 @@ MVPS = Path(__file__).resolve().parents[1] / "agent/mvps"
 
 # Package -> packages of ours it may import. `v1` is the generated protobuf code.
 MAY_IMPORT = {
-    "ai": {"coherence", "semantic", "settings", "v1"},
+    "ai": {"coherence", "engine_metrics", "semantic", "settings", "v1"},
     "coherence": set(),
+    "engine_metrics": set(),
     "interop": set(),
     "probes": set(),
     "provoke": set(),
     "coupling": {"coherence"},
     "robust": {"coherence"},
     "semantic": {"coherence"},
-    "serving": {"coherence", "settings", "surplus", "v1"},
+    "serving": {"coherence", "engine_metrics", "settings", "surplus", "v1"},
     "settings": set(),
     "surplus": {"coherence"},
     "testbed": {"coherence", "coupling", "trust", "v1"},
@@ -61,6 +62,7 @@ MAY_IMPORT = {
 PURE = {
     "coherence": {"numpy"},
     "coupling": {"numpy", "scipy"},
+    "engine_metrics": set(),
     "interop": {"scapy"},
     "robust": {"numpy", "scipy", "sklearn"},
     "semantic": {"numpy", "scipy"},

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator
 import aiohttp
 from aiohttp import web
 
-from mvps.ai.load_meter import MAX_BYTES, LoadMeter
+from mvps.ai.load_meter import LoadMeter
 from mvps.ai.replica_load import ReplicaLoad
+from mvps.engine_metrics.exposition import MAX_BYTES
 
 
 class Engine:

@@ -93,14 +93,15 @@ def tick(engines: Engines) -> Snapshot:
 
 def test_packets_become_health_and_the_answer_says_how_hard_to_push(engines: Engines, clock: Clock) -> None:
     engine = Engine(engines)
-    answer = engine.send(cap(clock.now), cap(clock.now, "other"), load=pb.EngineLoad(running=8, slots=8))
+    load = pb.EngineLoad(running=8, slots=8)
+    answer = engine.send(cap(clock.now), cap(clock.now, "other"), load=load)
     assert [one.tenant for one in answer.tenants] == ["acme", "other"]
     assert answer.length == 2
     assert answer.flush_ns == FLUSH_NS
     assert answer.tenants[0].lam == answer.others.lam == Schedule().rule.base
     assert not answer.tenants[0].HasField("sse")
     clock.now = START + MINUTE_NS + GRACE_NS
-    later = engine.send()
+    later = engine.send(load=load)
     assert later.tenants[0].lam > answer.tenants[0].lam, "all slots are taken"
     assert later.others.lam == answer.others.lam
     status = engines.status()
@@ -111,6 +112,8 @@ def test_packets_become_health_and_the_answer_says_how_hard_to_push(engines: Eng
     assert status.packets == 2
     assert (status.engines[0].chain, status.engines[0].length, status.engines[0].connected) == ("engine-1", 2, True)
     assert status.engines[0].load.running == 8
+    engine.send()
+    assert not engines.status().engines[0].HasField("load"), "an engine that does not say it has none"
 
 
 def test_an_engine_asks_at_least_once_a_tick(clock: Clock) -> None:

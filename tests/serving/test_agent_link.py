@@ -107,6 +107,19 @@ def test_packets_arrive_in_order_and_directives_come_back(path: str, serve: Call
     assert [one.steps for one in packets] == list(range(500))
 
 
+def test_a_load_that_is_not_known_any_more_ends_at_the_agent(path: str, serve: Callable[[], Agent]) -> None:
+    agent = serve()
+    loads: list[pb.EngineLoad | None] = [pb.EngineLoad(running=3, slots=8)]
+    link = AgentLink(path, "engine", load=lambda: loads[0]).start()
+    link.write(cap())
+    until(lambda: [one.load.running for one in agent.engines.status().engines] == [3])
+    assert "engines" in agent.engines.status().pressure
+    loads[0] = None
+    until(lambda: not agent.engines.status().engines[0].HasField("load"))
+    assert "engines" not in agent.engines.status().pressure
+    link.close()
+
+
 def test_the_spread_of_texts_goes_up_with_every_batch(path: str, serve: Callable[[], Agent]) -> None:
     class Spread:
         dropped = 7  # before the stream began

@@ -39,7 +39,7 @@ def test_an_engine_is_made_of_its_file(folder: Path, monkeypatch: pytest.MonkeyP
     path = write(folder, tenant="acme", constraints=str(folder / "constraints.npy"), record=str(folder / "r"), top_k=4)
     engine = settings.start(load(path, monkeypatch), 6)
     assert (engine.tenant, engine.decoding.room, engine.decoding.top_k) == ("acme", 6, 4)
-    engine.link.close()
+    engine.close()
     assert (folder / "r").exists()
 
 
@@ -66,6 +66,7 @@ def test_files_that_cannot_be_used_are_named(folder: Path, monkeypatch: pytest.M
         ({"constraints": str(folder / "other.npy")}, r"and not float32 \(count, 8\)"),
         ({"salt": str(folder / "none")}, "cannot open .*none: No such file"),
         ({"salt": str(folder / "short")}, "can be guessed"),
+        ({"metrics": "localhost:8000/metrics"}, "metrics 'localhost:8000/metrics' is no http"),
     ):
         with pytest.raises(ValueError, match=words):
             settings.start(load(write(folder, **changes), monkeypatch), 2)
@@ -86,4 +87,4 @@ def test_answers_go_from_the_requests_to_the_spread_and_to_the_link(
         engine.decoding.close(0)
     assert engine.link._spread is not None
     assert engine.link._spread.read()["acme"] > 0.7
-    engine.link.close()
+    engine.close()

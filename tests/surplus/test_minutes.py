@@ -170,6 +170,17 @@ def test_growth_of_the_backlog_is_fragility() -> None:
     assert minute(minutes, 2, Load(8.0, 1.0, 8.0, 0.0)).crp == 0.0
 
 
+def test_an_engine_without_slots_has_no_share_and_a_minute_without_engines_no_backlog() -> None:
+    minutes = Minutes(START)
+    unsized = Load(5.0, 50.0, 0.0, 0.5)
+    found = minutes.pressures(START, [Load(6.0, 4.0, 8.0, 0.9), unsized])
+    assert found == minutes.pressures(START, [Load(6.0, 4.0, 8.0, 0.9)])
+    assert set(minutes.pressures(START, [unsized])) == {"kv_cache"}
+    assert minute(minutes, 0, Load(8.0, 10.0, 8.0, 0.0)).crp == 0.0
+    minute(minutes, 1, unsized)
+    assert minute(minutes, 2, Load(8.0, 10.0, 8.0, 0.0)).crp == 0.0, "what waited all the time has not grown"
+
+
 def test_lambda_and_budget_are_the_schedules() -> None:
     minutes = Minutes(START)
     schedule = Schedule()

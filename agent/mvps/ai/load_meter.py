@@ -9,9 +9,8 @@ from typing import Final
 import aiohttp
 
 from mvps.ai.replica_load import ReplicaLoad, totals
+from mvps.engine_metrics.exposition import MAX_BYTES
 
-# A vLLM server with many histograms exports some 100 KiB.
-MAX_BYTES: Final = 4 << 20
 _FAILED: Final = (TimeoutError, aiohttp.ClientError, OSError, ValueError, OverflowError)
 
 

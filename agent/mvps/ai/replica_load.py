@@ -8,13 +8,11 @@ history was warm. A counter that falls was reset, and the round after it begins 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-_LINE: Final = re.compile(r"^([A-Za-z_:][A-Za-z0-9_:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?$")
-_MODEL: Final = re.compile(r'(?:^|,)\s*model_name="((?:[^"\\]|\\.)*)"')
+from mvps.engine_metrics.exposition import samples
 
 
 class Names(NamedTuple):
@@ -45,17 +43,10 @@ def totals(text: str, model: str) -> ReplicaLoad:
     """The counters in an exposition, over all labels but other models' names. ValueError if there are none of ours."""
     found: dict[str, float] = {}
     wanted = {name for names in ENGINES.values() for name in names}
-    for line in text.splitlines():
-        match = _LINE.match(line)
-        if match is None or match[1] not in wanted:
-            continue
-        named = _MODEL.search(match[2] or "")
-        if named is not None and named[1] != model:
-            continue
-        value = float(match[3])
+    for name, _, value in samples(text, wanted, model):
         if not 0.0 <= value < 2.0**63:
-            raise ValueError(f"{match[1]} is {match[3]}, and a counter is not")
-        found[match[1]] = found.get(match[1], 0.0) + value
+            raise ValueError(f"{name} is {value:g}, and a counter is not")
+        found[name] = found.get(name, 0.0) + value
     for names in ENGINES.values():
         if names.requests in found:
             prompt, cached = found.get(names.prompt_tokens, 0.0), found.get(names.cached_tokens, 0.0)

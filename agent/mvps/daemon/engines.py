@@ -161,7 +161,7 @@ class Engines:
             self._refuse("chain", str(error))
         except PacketError as error:
             self._refuse("schema", str(error))
-        load = _load(batch.load) if batch.HasField("load") else stream.load
+        load = _load(batch.load) if batch.HasField("load") else None
         now = self._clock()
         with self._lock:
             self._bind(now)

@@ -62,8 +62,8 @@ class AgentLink:
     """A link that is begun with ``start`` and ended with ``close``.
 
     path: the agent's socket. name: of the chains, see ``engine_name``; a number is added. record: gets every line as
-    it is sent, for ``mvps surplus replay``. load, spread: what the engine exports, and SSE by tenant, read for every
-    batch, in the link's thread.
+    it is sent, for ``mvps surplus replay``. load, spread: what the engine exports (None: not known now;
+    ``engine_load.EngineLoad.read``), and SSE by tenant, both read for every batch, in the link's thread.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class AgentLink:
         path: str,
         name: str,
         record: BinaryIO | None = None,
-        load: Callable[[], pb.EngineLoad] | None = None,
+        load: Callable[[], pb.EngineLoad | None] | None = None,
         spread: SpreadReader | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -188,8 +188,9 @@ class AgentLink:
                 batch.lines.append(line)
                 size += len(line)
                 self._keep(line)
-            if self._load is not None:
-                batch.load.CopyFrom(self._load())
+            load = self._load() if self._load is not None else None
+            if load is not None:
+                batch.load.CopyFrom(load)
             if spread is not None:
                 batch.spread.update(spread.read())
                 batch.answers_dropped = spread.dropped - dropped_before

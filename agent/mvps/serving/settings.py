@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mvps.serving.agent_link import AgentLink, engine_name
 from mvps.serving.decoding import Decoding
+from mvps.serving.engine_load import EngineLoad
 from mvps.serving.text_spread import TextSpread
 from mvps.settings import toml_file
 from mvps.surplus.controller import Controller, Requests, Settings, Terrain
@@ -32,7 +33,9 @@ class ServingSettings(BaseModel):
     model: its name in packets. tenant: of requests that name none. embeddings: a .npy file (V, d), the model's input
     embeddings. constraints: a .npy file (count, d) of exemplars, "" for none. salt: a file of at least 16 secret bytes,
     the same on all hosts whose packets are compared. socket: the agent's. record: a file that packets are appended to,
-    "" for none. top_k, request_budget: as in the controller's settings. usual, most: tokens of a tick.
+    "" for none. metrics: the engine's page, whose load counts to the host's pressure, "" for none; served: the model's
+    name on it, "" for ``model``; slots: requests that an engine runs at a time (vLLM's --max-num-seqs), 0 if not known.
+    top_k, request_budget: as in the controller's settings. usual, most: tokens of a tick.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -44,6 +47,9 @@ class ServingSettings(BaseModel):
     constraints: str = ""
     socket: str = "/run/mvps/agent.sock"
     record: str = ""
+    metrics: str = ""
+    served: str = ""
+    slots: Annotated[int, Field(ge=0, le=1 << 20)] = 0
     top_k: Annotated[int, Field(ge=2, le=256)] = 8
     request_budget: Annotated[float, Field(gt=0.0)] = float("inf")
     usual: Annotated[int, Field(ge=1, le=1000)] = 20
@@ -51,11 +57,18 @@ class ServingSettings(BaseModel):
 
 
 class Engine(NamedTuple):
-    """What an adapter needs: the requests, the link, and the tenant of requests that name none."""
+    """What an adapter needs: the requests, the link, and the tenant of requests that name none. load: if it is read."""
 
     decoding: Decoding
     link: AgentLink
     tenant: str
+    load: EngineLoad | None = None
+
+    def close(self) -> None:
+        """End both threads."""
+        self.link.close()
+        if self.load is not None:
+            self.load.close()
 
 
 def load() -> ServingSettings:
@@ -87,7 +100,8 @@ def start(settings: ServingSettings, capacity: int) -> Engine:
     except OSError as error:
         raise ValueError(f"cannot open {error.filename}: {error.strerror}") from None
     spread = TextSpread(embeddings)
-    link = AgentLink(settings.socket, engine_name(), record, spread=spread)
+    load = EngineLoad(settings.metrics, settings.served or settings.model, settings.slots) if settings.metrics else None
+    link = AgentLink(settings.socket, engine_name(), record, load.read if load is not None else None, spread)
     decoding = Decoding(
         controller,
         settings.model,
@@ -98,7 +112,9 @@ def start(settings: ServingSettings, capacity: int) -> Engine:
         answered=spread.note,
     )
     link.start()
-    return Engine(decoding, link, settings.tenant)
+    if load is not None:
+        load.start()
+    return Engine(decoding, link, settings.tenant, load)
 
 
 def _array(path: str, name: str, columns: int = 0) -> npt.NDArray[np.float32]:

@@ -218,9 +218,10 @@ class Minutes:
             return []
         due = (now_ns - GRACE_NS) // MINUTE_NS - 1
         engines = list(loads)
-        waiting, slots = sum(one.waiting for one in engines), sum(one.slots for one in engines)
+        slots, _, waiting = _requests(engines)
+        # After a minute that nobody knew, what waits is no growth.
         growth = waiting - self._backlog if slots > 0.0 and math.isfinite(self._backlog) else 0.0
-        self._backlog = waiting
+        self._backlog = waiting if slots > 0.0 else math.nan
         found = []
         for minute in sorted(minute for minute in self._tallies if minute <= due):
             star = max(self._pressures(minute, engines).values(), default=math.nan)
@@ -288,9 +289,9 @@ class Minutes:
         means = {name: total / count for name, (count, total) in self._host.get(minute, {}).items()}
         found = {name: value for name, value in means.items() if name == _AS_IT_IS}
         flows = {name: (value, 1.0, 0.0) for name, value in means.items() if name != _AS_IT_IS}
-        slots = sum(one.slots for one in engines)
+        slots, running, waiting = _requests(engines)
         if slots > 0.0:
-            flows["engines"] = (sum(one.running for one in engines), slots, sum(one.waiting for one in engines))
+            flows["engines"] = (running, slots, waiting)
         if engines:
             flows["kv_cache"] = (max(one.kv_cache for one in engines), 1.0, 0.0)
         if flows:
@@ -377,6 +378,12 @@ def decided(caps: Iterable[Cap], so_far: dict[tuple[datetime, str], Decided]) ->
         if one is None:
             one = so_far[bucket, cap.tenant] = Decided(bucket, cap.tenant)
         one.add(cap)
+
+
+def _requests(engines: list[Load]) -> tuple[float, float, float]:
+    """Slots, running and waiting requests of the engines whose slots are known: of others no share can be said."""
+    sized = [one for one in engines if one.slots > 0.0]
+    return sum(one.slots for one in sized), sum(one.running for one in sized), sum(one.waiting for one in sized)
 
 
 def _known(value: float) -> float | None:
