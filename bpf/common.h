@@ -66,9 +66,6 @@ static __always_inline void add(u64 *counter, u64 amount)
     __sync_fetch_and_add(counter, amount);
 }
 
-/* Make the compiler forget what it knows of a value, so that the bound check after it survives for the verifier. */
-#define KEEP_BOUND(var) asm volatile("" : "+r"(var))
-
 static __always_inline void *own_cell(void *map)
 {
     u32 cpu = bpf_get_smp_processor_id();

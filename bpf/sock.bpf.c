@@ -110,7 +110,7 @@ int HOOK(kfree_skb, sock_dropped, struct sk_buff *skb, void *location, unsigned 
     if (scope_netns && (!READ(skb, dev) || READ(READ(READ(skb, dev), nd_net.net), ns.inum) != scope_netns))
         return 0;
     slot = reason < DROP_REASONS ? reason : DROP_REASONS - 1;
-    KEEP_BOUND(slot);
+    barrier_var(slot); /* the compiler knows the bound and would drop the check that the verifier wants to see */
     if (slot < DROP_REASONS)
         add(&cell->drops[slot], 1);
     return 0;

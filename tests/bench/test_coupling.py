@@ -44,6 +44,12 @@ def test_quiet_phases_of_a_known_covariance() -> None:
     assert quiet["one canonical correlation of .5"]["3b"] > 0.0
 
 
+def test_an_alarm_is_the_third_tick_on_end() -> None:
+    over = np.array([True, True, False, True, True, True, True])
+    assert coupling.alarm_tick(over) == 6.0
+    assert coupling.alarm_tick(over[:5]) == np.inf
+
+
 def test_a_share_has_wilsons_interval() -> None:
     assert coupling.share(0, 100) == [0.0, 0.0, pytest.approx(0.037, abs=1e-4)]
     assert coupling.share(50, 100)[1:] == pytest.approx([0.4038, 0.5962], abs=1e-4)
