@@ -4,6 +4,7 @@
 import asyncio
 import itertools
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,6 +100,17 @@ def test_each_part_that_is_changed_shows(model: SurfaceModel) -> None:
         surface = reported(model, 8.0)
         assert check.agrees("host-1", surface) is True
         change(surface)
+        assert check.agrees("host-1", surface) is False
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_overflow_agree_with_nothing_and_are_not_heard_of(model: SurfaceModel) -> None:
+    assert model.baseline is not None
+    surface = reported(model, 8.0)
+    for at, changed in enumerate((replace(model.baseline, own_excess=(0.0, 0.0)), model.baseline)):
+        check = DecisionCheck([Kept("host-1", changed.baseline_id, changed.to_json())])
+        surface.decision.baseline_id = changed.baseline_id
+        surface.observations[at].events = 1e200
         assert check.agrees("host-1", surface) is False
 
 

@@ -130,6 +130,8 @@ def test_a_vantage_that_rarely_reports_is_left_out_and_named(host: HostMaker) ->
         ({"cutoff_mode": "best"}, "choose one of empirical"),
         ({"statistic": "d3"}, "choose one of d2"),
         ({"pseudo_count": 0.0}, "must be positive"),
+        ({"pseudo_count": float("nan")}, "must be positive"),
+        ({"pseudo_count": 1e10}, "at most 1e\\+09"),
         ({"labels": 2}, "3 to 32"),
         ({"hysteresis": 0}, "at least 1"),
     ],

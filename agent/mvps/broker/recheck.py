@@ -89,15 +89,17 @@ class DecisionCheck:
             return None  # a heartbeat: made from distributions that did not travel
         seen = [o for o in surface.observations if o.distribution and o.vantage in baseline.vantages]
         try:
-            _, decision = recompute(
-                baseline,
-                surface.name,
-                0,
-                vector.c1 if vector.HasField("c1") else None,
-                vector.c3 if vector.HasField("c3") else None,
-                {o.vantage: np.frombuffer(o.distribution, dtype="<f4") for o in seen},
-                {o.vantage: o.events for o in seen},
-            )
+            # What a liar sends may overflow. What is no number then agrees with nothing.
+            with np.errstate(all="ignore"):
+                _, decision = recompute(
+                    baseline,
+                    surface.name,
+                    0,
+                    vector.c1 if vector.HasField("c1") else None,
+                    vector.c3 if vector.HasField("c3") else None,
+                    {o.vantage: np.frombuffer(o.distribution, dtype="<f4") for o in seen},
+                    {o.vantage: o.events for o in seen},
+                )
         except _UNFIT:
             return False  # these numbers cannot have given a decision on this baseline
         if not (_close(reported.d2, decision.d2) and _close(vector.s, decision.s)):

@@ -63,6 +63,7 @@ _MOST_TRIMMED = 0.25
 _BAU_OBJECT_SHARE = 0.5  # an object belongs to the BAU set if touched in at least this share of ticks
 _LEAST_D2_SCALE = 0.5
 _LEAST_S_SCALE = 0.1
+_MOST_PSEUDO = 1e9  # far above the events of any tick; beyond some 1e150 its square is no number
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ class ModelSettings:
         _check_choice("statistic", self.statistic, STATISTICS)
         if self.hysteresis < 1 or self.object_window < 1 or self.object_limit < 1:
             raise ValueError("hysteresis, object_window and object_limit must be at least 1")
-        if not (math.isfinite(self.pseudo_count) and self.pseudo_count > 0.0):
-            raise ValueError(f"pseudo_count must be positive, not {self.pseudo_count}")
+        if not 0.0 < self.pseudo_count <= _MOST_PSEUDO:
+            raise ValueError(f"pseudo_count must be positive and at most {_MOST_PSEUDO:g}, not {self.pseudo_count}")
         if not 3 <= self.labels <= 32:
             raise ValueError(f"labels must be 3 to 32, not {self.labels}")
 
@@ -180,8 +181,8 @@ class Baseline:
             raise ValueError(f"{self.surface}: BAU laws must be {number} distributions over {labels} labels")
         if not all(math.isfinite(m) for m in self.own_mean) or not all(e >= 0.0 for e in self.own_excess):
             raise ValueError(f"{self.surface}: own distances need finite means and variances not below 0")
-        if not (math.isfinite(self.pseudo_count) and self.pseudo_count > 0.0):
-            raise ValueError(f"{self.surface}: the pseudo-count must be positive")
+        if not 0.0 < self.pseudo_count <= _MOST_PSEUDO:
+            raise ValueError(f"{self.surface}: the pseudo-count must be positive and at most {_MOST_PSEUDO:g}")
         if any(axis not in AXES for axis in self.ellipsoid.axes):
             raise ValueError(f"{self.surface}: unknown axis among {self.ellipsoid.axes}")
         _check_choice("cutoff_mode", self.cutoff_mode, CUTOFF_MODES)
