@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Onsets and their order from series that are made up; the loads themselves run in the benchmark."""
+"""Onsets and their order from series that are made up, and the client; the loads themselves run in the benchmark."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
-from bench.chain import FAULT_TICKS, Recorded, onsets, report
+from bench.chain import ANSWER, FAULT_TICKS, PORT, TICK_S, Recorded, onsets, report
 
 QUIET = list(range(1000))
 BEGIN = [2000, 2100]
@@ -56,3 +63,36 @@ def test_the_order_is_that_of_the_onsets_and_placebos_are_apart() -> None:
     assert shown["order"]["mm <= latency"][0] == 1.0
     assert shown["order"]["mm <= sock"][3] == 0
     assert shown["series"]["latency"]["median_onset_s"] == 0.5
+
+
+def test_a_replica_that_answers_nobody_is_slow_and_not_unknown() -> None:
+    def answer(peer: socket.socket) -> None:
+        with peer, contextlib.suppress(OSError):
+            while peer.recv(1):
+                peer.sendall(bytes(ANSWER))
+
+    def listen(server: socket.socket) -> None:
+        while True:
+            try:
+                peer = server.accept()[0]
+            except OSError:
+                return
+            threading.Thread(target=answer, args=(peer,), daemon=True).start()
+
+    silent, well = "127.7.0.2", "127.7.0.3"
+    root = str(Path(__file__).resolve().parents[2])
+    code = f"import sys; sys.path.insert(0, {root!r}); from bench import chain; chain.client('1', {silent!r}, {well!r})"
+    with socket.create_server((silent, PORT)), socket.create_server((well, PORT)) as server:
+        threading.Thread(target=listen, args=(server,), daemon=True).start()
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as asking:
+            assert asking.stdout is not None
+            assert asking.stdin is not None
+            lines = [json.loads(asking.stdout.readline()) for _ in range(9)]
+            asking.stdin.close()
+    _, (waited, answered), shares = lines[-1]
+    assert waited > 2 * TICK_S
+    assert waited > lines[4][1][0]
+    assert answered < waited / 2
+    assert shares[0] == pytest.approx(0.1, abs=0.03)
