@@ -35,8 +35,12 @@ FULL = {"runs": 20, "blocks": 2, "events": 10, "sweeps": 2}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", type=int, default=0, help="of each arm (default 1, with --full 20, some 2 hours)")
-    parser.add_argument("--records", type=Path, help="go on with this file of runs, and keep new ones there")
+    parser.add_argument("--runs", type=int, help="of each arm (default 1, with --full 20, some 2 hours)")
+    parser.add_argument(
+        "--records",
+        type=Path,
+        help="a file of runs to score; where --runs wants more, they are made and kept there",
+    )
 
 
 def simulated(runs: int) -> dict[str, Any]:
@@ -78,7 +82,7 @@ def floors(kept: Path) -> dict[str, Any]:
 def run(given: argparse.Namespace) -> Result:
     need_root()
     shape = FULL if given.full else SHORT
-    runs = given.runs or shape["runs"]
+    runs = given.runs if given.runs is not None else 0 if given.records is not None else shape["runs"]
     kept = given.records or WORK / "closedloop.jsonl"
     if given.records is None:
         kept.unlink(missing_ok=True)
@@ -102,8 +106,7 @@ def run(given: argparse.Namespace) -> Result:
     right = sum(round(one["right"]["share"] * one["right"]["of"]) for one in arms.values())
     figure = right / of
     details = {
-        "conditions": f"{runs} runs of {len(arms)} arms at once; ticks of 0.25 s, calibration 120 joint ticks; "
-        "one kernel for all",
+        "conditions": f"{len(arms)} arms at once; ticks of 0.25 s, calibration 120 joint ticks; one kernel for all",
         "goal": GOAL,
         **found,
         "simulated": simulated(40 if given.full else 5),
