@@ -12,7 +12,7 @@ import pytest
 from tests.waiting import until
 
 from mvps.engine_metrics.exposition import MAX_BYTES
-from mvps.serving.engine_load import STALE_S, EngineLoad
+from mvps.serving.engine_load import STALE_S, LoadReader
 
 PAGE = """\
 vllm:num_requests_running{engine="0",model_name="m"} 3.0
@@ -59,7 +59,7 @@ def page() -> Iterator[Page]:
 
 
 def test_what_the_page_says_is_the_load(page: Page) -> None:
-    reader = EngineLoad(page.url, "m", 8, every_s=0.01)
+    reader = LoadReader(page.url, "m", 8, every_s=0.01)
     assert reader.read() is None, "nothing is known before the first page"
     reader.start()
     until(lambda: reader.read() is not None)
@@ -92,7 +92,7 @@ def test_a_page_that_cannot_be_read_says_why_and_ends_the_load(
 ) -> None:
     now = 0.0
     caplog.set_level(logging.INFO)
-    reader = EngineLoad(page.url, "m", every_s=0.01, clock=lambda: now).start()
+    reader = LoadReader(page.url, "m", every_s=0.01, clock=lambda: now).start()
     until(lambda: reader.read() is not None)
     page.text, page.status = text, status
     until(lambda: reader.failures >= 3)
@@ -112,7 +112,7 @@ def test_a_page_that_cannot_be_read_says_why_and_ends_the_load(
 def test_a_server_that_is_gone_is_a_problem_and_not_an_end(page: Page) -> None:
     url = page.url
     page.server.socket.close()
-    reader = EngineLoad(url, "m", every_s=0.01).start()
+    reader = LoadReader(url, "m", every_s=0.01).start()
     until(lambda: reader.failures >= 2)
     assert "refused" in reader.problem
     reader.close()
@@ -121,4 +121,9 @@ def test_a_server_that_is_gone_is_a_problem_and_not_an_end(page: Page) -> None:
 @pytest.mark.parametrize("url", ["localhost:8000/metrics", "ftp://h/metrics", "http:///metrics", "http://me:key@h/m"])
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="is no http"):
-        EngineLoad(url, "m")
+        LoadReader(url, "m")
+
+
+def test_a_port_that_is_none_is_named_with_its_setting() -> None:
+    with pytest.raises(ValueError, match="metrics 'http://h:99999/m': Port out of range"):
+        LoadReader("http://h:99999/m", "m")

@@ -63,7 +63,7 @@ class AgentLink:
 
     path: the agent's socket. name: of the chains, see ``engine_name``; a number is added. record: gets every line as
     it is sent, for ``mvps surplus replay``. load, spread: what the engine exports (None: not known now;
-    ``engine_load.EngineLoad.read``), and SSE by tenant, both read for every batch, in the link's thread.
+    ``engine_load.LoadReader.read``), and SSE by tenant, both read for every batch, in the link's thread.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ _TIMEOUT_S: Final = 2.0
 _log = logging.getLogger(__name__)
 
 
-class EngineLoad:
+class LoadReader:
     """The load of one model on a page, begun with ``start`` and ended with ``close``.
 
     url: http or https, as of vLLM and SGLang the port of the API and /metrics. slots: requests that one engine of the
@@ -43,10 +43,14 @@ class EngineLoad:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         parts = urlsplit(url)
+        try:
+            port = parts.port
+        except ValueError as error:
+            raise ValueError(f"metrics {url!r}: {error}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             raise ValueError(f"metrics {url!r} is no http:// or https:// address without a user")
         connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        host, port = parts.hostname, parts.port
+        host = parts.hostname
         self._connect: Callable[[], http.client.HTTPConnection] = lambda: connection(host, port, timeout=_TIMEOUT_S)
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._url = url
@@ -60,7 +64,7 @@ class EngineLoad:
         self.problem = ""
         self.failures = 0
 
-    def start(self) -> EngineLoad:
+    def start(self) -> LoadReader:
         """Begin to read."""
         self._thread.start()
         return self

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mvps.serving.agent_link import AgentLink, engine_name
 from mvps.serving.decoding import Decoding
-from mvps.serving.engine_load import EngineLoad
+from mvps.serving.engine_load import LoadReader
 from mvps.serving.text_spread import TextSpread
 from mvps.settings import toml_file
 from mvps.surplus.controller import Controller, Requests, Settings, Terrain
@@ -62,7 +62,7 @@ class Engine(NamedTuple):
     decoding: Decoding
     link: AgentLink
     tenant: str
-    load: EngineLoad | None = None
+    load: LoadReader | None = None
 
     def close(self) -> None:
         """End both threads."""
@@ -100,7 +100,7 @@ def start(settings: ServingSettings, capacity: int) -> Engine:
     except OSError as error:
         raise ValueError(f"cannot open {error.filename}: {error.strerror}") from None
     spread = TextSpread(embeddings)
-    load = EngineLoad(settings.metrics, settings.served or settings.model, settings.slots) if settings.metrics else None
+    load = LoadReader(settings.metrics, settings.served or settings.model, settings.slots) if settings.metrics else None
     link = AgentLink(settings.socket, engine_name(), record, load.read if load is not None else None, spread)
     decoding = Decoding(
         controller,
